@@ -1,0 +1,87 @@
+// Package diskfmt holds the words that every disk format shares: Format,
+// Extent, Recorded and Reader. It refuses to open anything and to guess what
+// bytes mean: a format is stated by a record or by a user, never detected here.
+package diskfmt
+
+import (
+	"fmt"
+	"io"
+)
+
+// Format names a disk format. The zero value is no format and is never valid.
+type Format string
+
+// The formats a volume of tarn may have.
+const (
+	Raw   Format = "raw"
+	Qcow2 Format = "qcow2"
+)
+
+// ParseFormat returns the format named s, or an error that lists the choices.
+func ParseFormat(s string) (Format, error) {
+	switch f := Format(s); f {
+	case Raw, Qcow2:
+		return f, nil
+	}
+	return "", fmt.Errorf("%q is not a disk format tarn knows; use raw or qcow2", s)
+}
+
+// ExtentKind says where the bytes of an extent come from.
+type ExtentKind uint8
+
+// The kinds of extent.
+const (
+	Data    ExtentKind = iota + 1 // stored in this layer
+	Zero                          // reads as zeroes, nothing stored
+	Backing                       // not in this layer: read the layer below, or zeroes past its end
+)
+
+// String returns the kind's lower-case name.
+func (k ExtentKind) String() string {
+	switch k {
+	case Data:
+		return "data"
+	case Zero:
+		return "zero"
+	case Backing:
+		return "backing"
+	}
+	return fmt.Sprintf("ExtentKind(%d)", uint8(k))
+}
+
+// Extent is the guest-visible byte range [Offset, Offset+Length) of one kind.
+type Extent struct {
+	Offset int64
+	Length int64
+	Kind   ExtentKind
+}
+
+// End returns the first offset after the extent.
+func (e Extent) End() int64 { return e.Offset + e.Length }
+
+// Recorded is what a volume's record says of its container. It is built only
+// by package disk, from a record (tests: diskfmttest); the import-rule test
+// holds this. Sizes are bytes.
+type Recorded struct {
+	Format      Format
+	VirtualSize int64
+	ClusterSize int64  // 0 for formats without clusters
+	ExtendedL2  bool   // qcow2: 128-bit L2 entries with subclusters
+	BackingName string // the exact backing string the header must carry, "" for none
+	BackingFmt  Format // the exact backing format the header must carry
+}
+
+// Reader gives the guest-visible bytes of one layer. Readers are safe for
+// concurrent use. They never follow a backing reference: ranges that the layer
+// does not hold are Extents of kind Backing, and ReadAt of such a range is an
+// error, so that a caller cannot read zeroes where another layer has data.
+type Reader interface {
+	io.ReaderAt
+
+	// Size returns the virtual size in bytes.
+	Size() int64
+
+	// Extent returns the longest extent that the reader can cheaply tell that
+	// begins at off (0 <= off < Size). Adjacent extents may have the same kind.
+	Extent(off int64) (Extent, error)
+}
