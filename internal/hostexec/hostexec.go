@@ -1,0 +1,155 @@
+// Package hostexec is the only starter of processes in tarn: external tools
+// (Run) and the confined worker, which is tarn's own binary (StartSelf). It
+// refuses shells, inherited environments, unbounded output and any argument
+// word whose place in argv a value could change.
+package hostexec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/faults"
+)
+
+// Program is one external tool that tarn may start.
+type Program int
+
+// The programs. Their zero value is none of them.
+const (
+	MkfsExt4 Program = iota + 1
+	MkfsXFS
+	MkfsVFAT
+)
+
+type program struct {
+	name       string // looked up in searchPath, never in the caller's PATH
+	debian     string // the Debian package that holds it
+	terminator bool   // whether "--" ends its options
+}
+
+var programs = map[Program]program{
+	MkfsExt4: {"mkfs.ext4", "e2fsprogs", true},
+	MkfsXFS:  {"mkfs.xfs", "xfsprogs", true},
+	MkfsVFAT: {"mkfs.vfat", "dosfstools", true},
+}
+
+// searchPath is where programs are looked for, and PATH of what is started.
+var searchPath = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+// environment is the whole environment of every process that is started.
+func environment() []string { return []string{"PATH=" + searchPath, "LC_ALL=C"} }
+
+// String returns the program's name as it is looked up.
+func (p Program) String() string {
+	if s, ok := programs[p]; ok {
+		return s.name
+	}
+	return fmt.Sprintf("program(%d)", int(p))
+}
+
+// Find returns the absolute path of p. A program that is not installed is
+// errs.Unavailable with the package that holds it as the hint.
+func (p Program) Find() (string, error) {
+	s, ok := programs[p]
+	if !ok {
+		return "", errs.New(errs.Internal, "tool.find", p.String(), "no such program is known")
+	}
+	for _, dir := range filepath.SplitList(searchPath) {
+		path := filepath.Join(dir, s.name)
+		if fi, err := os.Stat(path); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", errs.New(errs.Unavailable, "tool.find", s.name, "%s is not installed on this host", s.name).
+		WithHint("install it: apt-get install %s", s.debian)
+}
+
+// Call is one run of a program.
+type Call struct {
+	Program  Program
+	Options  []Option
+	Operands []Value
+	CPU      time.Duration // processor time after which it is killed; 0 is no limit
+}
+
+// Output is what a process wrote, each stream cut at MaxOutput bytes.
+type Output struct {
+	Stdout, Stderr string
+}
+
+// Run starts c's program and waits for it. Standard input is /dev/null, and
+// the environment is PATH and LC_ALL=C alone. When ctx ends first, the
+// program and all processes of its group are killed and the error's kind is
+// errs.Cancelled. A program that is missing is errs.Unavailable, one that
+// reports a full file system errs.NoSpace, every other failure errs.Internal;
+// the cause of a failed run is an *Exit. The run is one effect (faults.Tool).
+func Run(ctx context.Context, c Call) (Output, error) {
+	const op = "tool.run"
+	name := c.Program.String()
+	if err := ctx.Err(); err != nil {
+		return Output{}, errs.Wrap(err, op, name)
+	}
+	path, err := c.Program.Find()
+	if err != nil {
+		return Output{}, err
+	}
+	argv, files, err := c.words(path)
+	if err != nil {
+		return Output{}, err
+	}
+	var out Output
+	err = faults.Do(faults.Tool, name, func() error {
+		p, err := start(ctx, spec{path: path, argv: argv, files: files, attr: groupLeader()})
+		if err != nil {
+			return errs.Wrap(err, op, name)
+		}
+		p.limitCPU(c.CPU)
+		out, err = p.Wait()
+		return failure(op, name, err)
+	})
+	return out, err
+}
+
+// Exit is how a process that was started ended when it did not end well.
+type Exit struct {
+	Program string
+	Code    int            // the exit status, or -1 when a signal ended it
+	Signal  syscall.Signal // 0 when it exited by itself
+	Message string         // the end of what it wrote to standard error, one line
+}
+
+// Error says how the process ended and repeats its own message.
+func (e *Exit) Error() string {
+	how := fmt.Sprintf("exit status %d", e.Code)
+	if e.Signal != 0 {
+		how = "killed by signal: " + e.Signal.String()
+	}
+	if e.Message == "" {
+		return how
+	}
+	return how + ": " + e.Message
+}
+
+// failure gives the error of a finished process its kind.
+func failure(op, subject string, err error) error {
+	var exit *Exit
+	if !errors.As(err, &exit) {
+		return errs.Wrap(err, op, subject)
+	}
+	kind := errs.Internal
+	text := strings.ToLower(exit.Message) // under LC_ALL=C these are strerror's words
+	switch {
+	case strings.Contains(text, syscall.ENOSPC.Error()):
+		kind = errs.NoSpace
+	case strings.Contains(text, syscall.EDQUOT.Error()):
+		kind = errs.Quota
+	}
+	return errs.New(kind, op, subject, "%w", exit)
+}

@@ -1,0 +1,244 @@
+// Package driver is the contract between pools and the technologies that hold
+// their volumes. It is written for those who implement a driver; those who use
+// pools want package pool. It refuses to know records' meaning: sidecars and
+// markers are opaque bytes here, and a volume's format is a label.
+//
+// # Life of a volume
+//
+// A volume is made in two steps. Create makes a staged volume: it reads as
+// zeroes, can be opened and written under its id, and does not appear in List.
+// Publish makes what was written durable, puts the first sidecar beside it and
+// gives it its name, in that order, so that after a crash a name without its
+// complete bytes or a volume without a sidecar cannot be seen. Staged volumes
+// that no operation owns any more are removed by Delete with their id.
+//
+// Every call may be repeated. Context cancellation is honoured before the
+// first effect of a call; a call that must be atomic is completed.
+//
+// Effects on the world pass through package faults.
+package driver
+
+import (
+	"context"
+	"io"
+	"iter"
+
+	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/internal/disk"
+)
+
+// Ref names a volume to its driver. Name is empty while it is staged.
+// BackendID, when not empty, must be the object's own id: a driver that finds
+// another object under the name returns errs.Corrupt.
+type Ref struct {
+	ID        disk.VolumeID
+	Name      string
+	BackendID string
+}
+
+// Spec describes a volume to create. Size is the size of the container in
+// bytes: the guest's size for raw, 0 for a container that grows as it is
+// written (qcow2 on file technologies).
+type Spec struct {
+	ID       disk.VolumeID
+	Size     int64
+	Prealloc bool // claim all of Size now; errs.NoSpace if it is not there
+}
+
+// Object is what a driver can see of a volume without reading its bytes.
+type Object struct {
+	Name      string
+	BackendID string
+	Size      int64 // container, bytes
+	Allocated int64 // physical bytes, shared ones counted in full
+}
+
+// Mode says what a device is opened for.
+type Mode int
+
+// The modes. Base opens immutable content without locks. Read and Write take
+// the locks that keep a second writer away (I8) and return errs.Busy while
+// anybody, QEMU included, holds conflicting ones. Staged opens a volume that
+// only its operation knows, for writing, without locks.
+const (
+	Base Mode = iota + 1
+	Read
+	Write
+	Staged
+)
+
+// Device is an open container: its bytes, not the guest's. Devices are safe
+// for concurrent use.
+type Device interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+
+	// Size returns the container's current size in bytes.
+	Size() int64
+
+	// Extent returns the longest run that begins at off and is either Data or
+	// Zero as far as the technology knows; unknown is Data.
+	Extent(off int64) (diskfmt.Extent, error)
+
+	// Zero makes [off, off+n) read as zeroes and releases its space where the
+	// technology can.
+	Zero(off, n int64) error
+
+	// Truncate sets the container's size where the technology's containers
+	// grow as they are written; elsewhere errs.Unsupported.
+	Truncate(size int64) error
+
+	// Sync makes everything written so far survive power loss. After an error
+	// the device is unusable: it is never retried.
+	Sync() error
+}
+
+// Usage is what a technology says of the space behind a pool, in bytes. Free
+// is what an unprivileged writer may still take.
+type Usage struct {
+	Identity string // of the capacity domain, e.g. "fs:UUID"
+	Capacity int64
+	Free     int64
+}
+
+// Record is one sidecar found in a pool: the name of the volume it lies beside
+// and its bytes as PutSidecar got them.
+type Record struct {
+	Name string
+	Data []byte
+}
+
+// Driver serves one started pool. Methods return *errs.Error.
+type Driver interface {
+	// Create makes a staged volume of s.Size bytes that reads as zeroes. If it
+	// exists with that size Create returns nil; with another, errs.Exists.
+	Create(ctx context.Context, s Spec) error
+
+	// Publish syncs the staged volume id, stores sidecar and names it. A nil
+	// return means that all three survive power loss. immutable makes it a
+	// base: nobody but an administrator can write it afterwards. Publishing a
+	// volume that already has that name returns its Object; if another volume
+	// has the name, errs.Exists.
+	Publish(ctx context.Context, id disk.VolumeID, name string, immutable bool, sidecar []byte) (Object, error)
+
+	// Open opens a volume. A missing one is errs.NotFound.
+	Open(ctx context.Context, r Ref, m Mode) (Device, error)
+
+	// Describe looks at a published volume; errs.NotFound if it is not there.
+	Describe(ctx context.Context, r Ref) (Object, error)
+
+	// Resize sets the container's size durably. What a shrink cut off and a
+	// grow brings back reads as zeroes. The locks of Write apply.
+	Resize(ctx context.Context, r Ref, size int64) error
+
+	// Delete removes the volume, staged or published, and its sidecar,
+	// durably. Deleting a missing volume is not an error.
+	Delete(ctx context.Context, r Ref) error
+
+	// List yields every published object in the pool, foreign ones included.
+	List(ctx context.Context) iter.Seq2[Object, error]
+
+	// Stat returns the usage of the space behind the pool.
+	Stat(ctx context.Context) (Usage, error)
+
+	// PutSidecar replaces the sidecar of a published volume, or with an empty
+	// name the pool's marker, atomically and durably.
+	PutSidecar(ctx context.Context, name string, data []byte) error
+
+	// Sidecars yields the sidecar of every volume that has one.
+	Sidecars(ctx context.Context) iter.Seq2[Record, error]
+
+	// Close releases the pool; open devices stay usable.
+	Close() error
+}
+
+// Cloner is implemented by drivers that can make a volume from a base without
+// copying its bytes. Clone makes a staged volume of s.Size bytes (not less than
+// the base) whose first bytes are the base's and the rest zeroes. A technology
+// that finds it cannot after all returns errs.Unsupported and leaves nothing.
+type Cloner interface {
+	Clone(ctx context.Context, s Spec, base Ref) error
+}
+
+// Attacher is implemented by drivers whose volumes QEMU can open by itself.
+type Attacher interface {
+	Attachment(r Ref) Attachment
+}
+
+// Attachment says how QEMU reaches a volume's container.
+type Attachment struct {
+	Type string // "file", "block"
+	Path string
+}
+
+// Prober is implemented by drivers that can tell whether somebody outside of
+// tarn holds a volume open for writing: nil if nobody, errs.Busy naming the
+// holder otherwise. It reads locks, never bytes.
+type Prober interface {
+	Probe(ctx context.Context, r Ref) error
+}
+
+// Physical is implemented by drivers that can measure how many physical bytes
+// all of the pool's own objects occupy, shared ones once. It may take seconds.
+type Physical interface {
+	Physical(ctx context.Context) (int64, error)
+}
+
+// Ballast is implemented by drivers that keep space back so that deletes work
+// on a full pool. Release gives it up; Restore takes it again if there is room.
+type Ballast interface {
+	ReleaseBallast(ctx context.Context) error
+	RestoreBallast(ctx context.Context) error
+}
+
+// Config is what a pool is opened with.
+type Config struct {
+	ID    disk.PoolID
+	Path  string
+	Owner disk.Owner
+}
+
+// Capabilities are what a driver declares; the suite checks each claim and the
+// documentation's table is generated from them. No caller compares a driver's
+// name.
+type Capabilities struct {
+	Formats     []diskfmt.Format // container formats whose structure tarn writes into volumes
+	Clone       CloneKind
+	Shrink      bool
+	SizeUnit    int64 // sizes are rounded up to it, bytes
+	HolesKnown  bool
+	MaxName     int // bytes
+	LiveGrow    bool
+	Snapshot    string // "none" until declared otherwise
+	Description string
+}
+
+// CloneKind says how a volume can be made from a base.
+type CloneKind string
+
+// The kinds of clone.
+const (
+	CloneCopy    CloneKind = "copy"
+	CloneReflink CloneKind = "reflink"
+	CloneNative  CloneKind = "native" // O(1) whatever the base
+)
+
+// Type is one technology, as the explicit list of package all names it.
+type Type struct {
+	Name         string
+	Capabilities Capabilities
+
+	// Prepare makes the storage at c ready to be a pool and writes marker; it
+	// refuses storage that is another pool's or not what c says, changing
+	// nothing. Preparing what carries the same pool's marker is not an error.
+	Prepare func(ctx context.Context, c Config, marker []byte) error
+	// Marker reads the marker of the storage at c: errs.NotFound without one.
+	Marker func(ctx context.Context, c Config) ([]byte, error)
+	// Open starts the pool at c. What it says of cloning here may be less than
+	// Capabilities declare (a directory on ext4 has no reflink).
+	Open func(ctx context.Context, c Config) (Driver, Capabilities, error)
+	// Remove takes the marker and everything else that Prepare and the driver
+	// made away from a pool without volumes; foreign objects stay.
+	Remove func(ctx context.Context, c Config) error
+}
