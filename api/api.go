@@ -431,3 +431,17 @@ type Version struct {
 	API     string `json:"api"`
 	Schema  int    `json:"schema,omitempty"`
 }
+
+// Options are what every changing call takes besides its request. A call
+// repeated with the same RequestID returns the first call's operation.
+type Options struct {
+	RequestID string
+	DryRun    bool
+}
+
+// Outcome is the answer of a changing call: a Plan for a dry run, else the
+// Operation.
+type Outcome struct {
+	Operation *Operation `json:"operation,omitempty"`
+	Plan      *Plan      `json:"plan,omitempty"`
+}
