@@ -133,7 +133,9 @@ type Driver interface {
 	Resize(ctx context.Context, r Ref, size int64) error
 
 	// Delete removes the volume, staged or published, and its sidecar,
-	// durably. Deleting a missing volume is not an error.
+	// durably. Deleting a missing volume is not an error. While the staged form
+	// of r.ID still exists r.Name was never taken by it: then only the staged
+	// volume and a sidecar are removed, whatever object has that name.
 	Delete(ctx context.Context, r Ref) error
 
 	// List yields every published object in the pool, foreign ones included.
@@ -145,6 +147,10 @@ type Driver interface {
 	// PutSidecar replaces the sidecar of a published volume, or with an empty
 	// name the pool's marker, atomically and durably.
 	PutSidecar(ctx context.Context, name string, data []byte) error
+
+	// Sidecar returns the sidecar of the volume that has name, or with an empty
+	// name the marker; errs.NotFound if there is none.
+	Sidecar(ctx context.Context, name string) ([]byte, error)
 
 	// Sidecars yields the sidecar of every volume that has one.
 	Sidecars(ctx context.Context) iter.Seq2[Record, error]
@@ -199,29 +205,14 @@ type Config struct {
 	Owner disk.Owner
 }
 
-// Capabilities are what a driver declares; the suite checks each claim and the
-// documentation's table is generated from them. No caller compares a driver's
-// name.
-type Capabilities struct {
-	Formats     []diskfmt.Format // container formats whose structure tarn writes into volumes
-	Clone       CloneKind
-	Shrink      bool
-	SizeUnit    int64 // sizes are rounded up to it, bytes
-	HolesKnown  bool
-	MaxName     int // bytes
-	LiveGrow    bool
-	Snapshot    string // "none" until declared otherwise
-	Description string
-}
+// Capabilities are what a driver declares of its technology.
+type Capabilities = disk.Capabilities
 
-// CloneKind says how a volume can be made from a base.
-type CloneKind string
-
-// The kinds of clone.
+// The kinds of clone, as package disk defines them.
 const (
-	CloneCopy    CloneKind = "copy"
-	CloneReflink CloneKind = "reflink"
-	CloneNative  CloneKind = "native" // O(1) whatever the base
+	CloneCopy    = disk.CloneCopy
+	CloneReflink = disk.CloneReflink
+	CloneNative  = disk.CloneNative
 )
 
 // Type is one technology, as the explicit list of package all names it.
