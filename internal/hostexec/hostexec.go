@@ -106,11 +106,10 @@ func Run(ctx context.Context, c Call) (Output, error) {
 	}
 	var out Output
 	err = faults.Do(faults.Tool, name, func() error {
-		p, err := start(ctx, spec{path: path, argv: argv, files: files, attr: groupLeader()})
+		p, err := start(ctx, spec{path: path, argv: argv, files: files, attr: groupLeader(), cpu: c.CPU})
 		if err != nil {
 			return errs.Wrap(err, op, name)
 		}
-		p.limitCPU(c.CPU)
 		out, err = p.Wait()
 		return failure(op, name, err)
 	})
@@ -119,7 +118,6 @@ func Run(ctx context.Context, c Call) (Output, error) {
 
 // Exit is how a process that was started ended when it did not end well.
 type Exit struct {
-	Program string
 	Code    int            // the exit status, or -1 when a signal ended it
 	Signal  syscall.Signal // 0 when it exited by itself
 	Message string         // the end of what it wrote to standard error, one line

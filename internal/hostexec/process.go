@@ -25,8 +25,8 @@ const maxMessage = 1 << 10
 // the hands of a process that left the group.
 const drainTimeout = 5 * time.Second
 
-// Process is a started process. Wait must be called exactly once or more; it
-// is safe for concurrent use, as is Kill.
+// Process is a started process. It is reaped whether or not Wait is called;
+// its methods are safe for concurrent use.
 type Process struct {
 	cmd      *exec.Cmd
 	isolated bool
@@ -41,6 +41,7 @@ type spec struct {
 	argv  []string
 	files []*os.File
 	attr  *syscall.SysProcAttr
+	cpu   time.Duration
 }
 
 // groupLeader returns the attributes every process gets: a group of its own,
@@ -66,6 +67,9 @@ func start(ctx context.Context, s spec) (*Process, error) {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
+		if err == nil {
+			limitCPU(cmd.Process.Pid, s.cpu)
+		}
 		started <- err
 		if err != nil {
 			return
@@ -94,7 +98,7 @@ func ended(ctx context.Context, cmd *exec.Cmd, err error, stderr string) error {
 	if !errors.As(err, &exit) {
 		return err
 	}
-	e := &Exit{Program: cmd.Args[0], Code: exit.ExitCode(), Message: lastLines(stderr)}
+	e := &Exit{Code: exit.ExitCode(), Message: lastLines(stderr)}
 	if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 		e.Signal = ws.Signal()
 	}
@@ -126,14 +130,14 @@ func (p *Process) Pid() int { return p.cmd.Process.Pid }
 // own.
 func (p *Process) Isolated() bool { return p.isolated }
 
-// limitCPU caps the processor time of a process that was just started. A
-// process that has ended meanwhile needs no cap.
-func (p *Process) limitCPU(d time.Duration) {
+// limitCPU caps the processor time of a process that was just started and
+// not yet reaped. It fails only when the process has ended already.
+func limitCPU(pid int, d time.Duration) {
 	if d <= 0 {
 		return
 	}
 	seconds := uint64((d + time.Second - 1) / time.Second)
-	_ = unix.Prlimit(p.Pid(), unix.RLIMIT_CPU, &unix.Rlimit{Cur: seconds, Max: seconds}, nil)
+	_ = unix.Prlimit(pid, unix.RLIMIT_CPU, &unix.Rlimit{Cur: seconds, Max: seconds}, nil)
 }
 
 func killGroup(pid int) error {
@@ -155,18 +159,12 @@ func (h *head) Write(b []byte) (int, error) {
 
 // lastLines makes one printable line of the end of a tool's message.
 func lastLines(s string) string {
-	s = strings.TrimSpace(strings.ToValidUTF8(s, "?"))
-	if len(s) > maxMessage {
-		s = strings.ToValidUTF8(s[len(s)-maxMessage:], "")
-	}
-	s = strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n':
-			return ';'
-		case !unicode.IsPrint(r):
+	s = strings.TrimSpace(s)
+	s = strings.ReplaceAll(s[max(0, len(s)-maxMessage):], "\n", "; ")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r
-	}, s)
-	return strings.ReplaceAll(s, ";", "; ")
+	}, strings.ToValidUTF8(s, "?"))
 }
