@@ -1,0 +1,152 @@
+// Package sniff says what bytes look like, for the gate's refusals and the
+// hints in them. It refuses to decide how bytes are opened: a format is what a
+// user or a record states, and nothing but ingest may import this package.
+package sniff
+
+import (
+	"bytes"
+	"encoding/binary"
+
+	"github.com/tarn-storage/tarn/diskfmt"
+)
+
+// HeadSize is how many of the first bytes Look wants to see, or all of a
+// shorter file. TailSize is the same for the last bytes.
+const (
+	HeadSize = 68 << 10
+	TailSize = 1024
+)
+
+// Kind says what sort of thing bytes look like.
+type Kind uint8
+
+// The kinds. A disk image wraps a disk, a compressed file or an archive wraps
+// anything, and an encrypted disk can be used by nobody without its key: none
+// of them is what raw bytes of a disk begin with. An optical disc is its own
+// raw form.
+const (
+	DiskImage Kind = iota + 1
+	Compressed
+	Archive
+	Encrypted
+	OpticalDisc
+)
+
+// Guess is one thing that the bytes look like.
+type Guess struct {
+	Name   string         // for people: "qcow2", "VMDK (monolithicSparse or streamOptimized)"
+	Kind   Kind           //
+	Format diskfmt.Format // the format to claim instead, "" where tarn has none
+}
+
+// signature is a run of bytes at a place of the head.
+type signature struct {
+	offset int
+	magic  string
+	guess  Guess
+}
+
+var signatures = []signature{
+	{0, "QFI\xfb\x00\x00\x00\x01", Guess{Name: "qcow version 1", Kind: DiskImage}},
+	{0, "QFI\xfb", Guess{Name: "qcow2", Kind: DiskImage, Format: diskfmt.Qcow2}},
+	{0, "QED\x00", Guess{Name: "QED", Kind: DiskImage}},
+	{0, "KDMV", Guess{Name: "VMDK", Kind: DiskImage}},
+	{0, "COWD", Guess{Name: "VMDK (COWD)", Kind: DiskImage}},
+	{0, "conectix", Guess{Name: "VHD", Kind: DiskImage}},
+	{0, "vhdxfile", Guess{Name: "VHDX", Kind: DiskImage}},
+	{0x40, "\x7f\x10\xda\xbe", Guess{Name: "VDI", Kind: DiskImage}},
+	{0, "WithoutFreeSpace", Guess{Name: "Parallels", Kind: DiskImage}},
+	{0, "WithouFreSpacExt", Guess{Name: "Parallels", Kind: DiskImage}},
+	{0, "Bochs Virtual HD Image", Guess{Name: "Bochs", Kind: DiskImage}},
+	{0, "#!/bin/sh\n#V2.0", Guess{Name: "cloop", Kind: DiskImage}},
+	{0, "LUKS\xba\xbe", Guess{Name: "LUKS", Kind: Encrypted}},
+	{0, "\x1f\x8b", Guess{Name: "gzip", Kind: Compressed}},
+	{0, "\xfd7zXZ\x00", Guess{Name: "xz", Kind: Compressed}},
+	{0, "\x28\xb5\x2f\xfd", Guess{Name: "zstd", Kind: Compressed}},
+	{0, "BZh", Guess{Name: "bzip2", Kind: Compressed}},
+	{0, "\x04\x22\x4d\x18", Guess{Name: "lz4", Kind: Compressed}},
+	{0, "LZIP", Guess{Name: "lzip", Kind: Compressed}},
+	{0, "7z\xbc\xaf\x27\x1c", Guess{Name: "7z", Kind: Archive}},
+	{0, "PK\x03\x04", Guess{Name: "zip", Kind: Archive}},
+	{257, "ustar", Guess{Name: "tar", Kind: Archive}},
+	{32769, "CD001", Guess{Name: "ISO 9660", Kind: OpticalDisc}},
+	{32769, "NSR0", Guess{Name: "UDF", Kind: OpticalDisc}},
+	{34817, "NSR0", Guess{Name: "UDF", Kind: OpticalDisc}},
+	{36865, "NSR0", Guess{Name: "UDF", Kind: OpticalDisc}},
+}
+
+// luks2Offsets are where LUKS2 keeps its second header, which alone makes a
+// file one ("LUKS2 On-Disk Format Specification", section 2).
+var luks2Offsets = []int{0x4000, 0x8000, 0x10000}
+
+// Look returns everything that a file of size bytes looks like, judged by its
+// first HeadSize and last TailSize bytes (all of a shorter file in both). Raw
+// disks, partition tables and file systems included, look like nothing. The
+// same name is returned once.
+func Look(head, tail []byte, size int64) []Guess {
+	var found []Guess
+	add := func(g Guess) {
+		for _, f := range found {
+			if f.Name == g.Name || g.Name == "qcow2" && f.Name == "qcow version 1" {
+				return
+			}
+		}
+		found = append(found, g)
+	}
+	for _, s := range signatures {
+		if has(head, s.offset, s.magic) {
+			add(s.guess)
+		}
+	}
+	for _, off := range luks2Offsets {
+		if has(head, off, "SKUL\xba\xbe") {
+			add(Guess{Name: "LUKS", Kind: Encrypted})
+		}
+	}
+	if vmdkDescriptor(head) {
+		add(Guess{Name: "VMDK (text descriptor)", Kind: DiskImage})
+	}
+	if size >= 512 && len(tail) >= 512 {
+		lookAtTail(tail, add)
+	}
+	return found
+}
+
+// lookAtTail finds the formats that end in a footer. VHD's may be one byte
+// short: old versions of Virtual PC wrote 511 bytes.
+func lookAtTail(tail []byte, add func(Guess)) {
+	end := len(tail)
+	if has(tail, end-512, "conectix") || has(tail, end-511, "conectix") {
+		add(Guess{Name: "VHD", Kind: DiskImage})
+	}
+	if has(tail, end-512, "koly") && binary.BigEndian.Uint32(tail[end-504:]) == 512 {
+		add(Guess{Name: "DMG", Kind: DiskImage})
+	}
+}
+
+func has(b []byte, off int, magic string) bool {
+	return off >= 0 && len(b) >= off+len(magic) && string(b[off:off+len(magic)]) == magic
+}
+
+// vmdkDescriptor reports whether b begins as a VMDK text descriptor does for
+// QEMU: comments and blank lines, then "version=". Bytes outside ASCII do not
+// hide one.
+func vmdkDescriptor(b []byte) bool {
+	if len(b) == 0 || b[0] != '#' && b[0] != 'v' && b[0] != ' ' && b[0] != '\n' && b[0] != '\r' {
+		return false
+	}
+	for len(b) > 0 {
+		line, rest, _ := bytes.Cut(b, []byte("\n"))
+		line = bytes.TrimSpace(line)
+		switch {
+		case len(line) == 0:
+		case bytes.HasPrefix(bytes.ToLower(line), []byte("# disk descriptorfile")):
+			return true
+		case line[0] == '#':
+		default:
+			return bytes.HasPrefix(line, []byte("version="))
+		}
+		b = rest
+	}
+	return false
+}
