@@ -85,3 +85,22 @@ type Reader interface {
 	// begins at off (0 <= off < Size). Adjacent extents may have the same kind.
 	Extent(off int64) (Extent, error)
 }
+
+// Mapping is an extent and the place in the container that holds its bytes.
+type Mapping struct {
+	Extent
+	HostOffset int64 // Data: where the bytes begin in the container
+	HostLength int64 // Data: how many container bytes hold them (fewer than Length when Compressed)
+	Compressed bool  // Data: the extent is one compressed cluster; ReadAt decompresses it
+}
+
+// Mapper is a Reader that also tells where data lies, so that a caller can copy
+// long runs container to container and hand compressed clusters to several
+// goroutines, each calling ReadAt.
+type Mapper interface {
+	Reader
+
+	// Map returns the longest mapping that begins at off and is contiguous in
+	// the container.
+	Map(off int64) (Mapping, error)
+}
