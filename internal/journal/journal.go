@@ -120,7 +120,9 @@ type Call struct {
 }
 
 // Handler performs one kind of step. All methods are repeatable: a crash may
-// come before or after any of them and the method is then called again.
+// come before or after any of them and the method is then called again. A Call
+// is the handler's own copy: of what it changes there only the step's output and
+// the operation's result are kept.
 //
 // Act changes the world outside of any transaction. It checks ctx before its
 // first effect and between units of work that may stand alone.
@@ -139,6 +141,19 @@ type Handler[T any] interface {
 	Undo(ctx context.Context, c *Call) error
 	UndoCommit(ctx context.Context, tx T, c *Call) error
 }
+
+// Irreversible may be implemented by a Handler whose Act cannot be taken back.
+// Once such a step is begun nothing at or before it is undone: when it fails
+// the operation ends failed (or cancelled) and what the handler did stays for a
+// repeated request; when a later step fails, undo stops above it. A done
+// irreversible step makes Cancel refuse.
+type Irreversible interface{ Irreversible() bool }
+
+// Resumer may be implemented by a Handler whose Act may depend on something
+// that a restart takes away, as a descriptor or a stream. An unfinished
+// operation of which any step still to do is not Resumable is undone at start
+// instead of resumed.
+type Resumer interface{ Resumable(c *Call) bool }
 
 // Again is returned by a Commit whose premise vanished meanwhile: the runner
 // calls Act again, a bounded number of times.
@@ -192,6 +207,14 @@ func (c *Call) Output(v any) error {
 		return errs.New(errs.Internal, c.Step.Kind, string(c.Op.ID), "the step has no output")
 	}
 	return json.Unmarshal(c.Step.Output, v)
+}
+
+// SetResult sets what the operation answers when it is done; it is persisted
+// with the step's done-mark.
+func (c *Call) SetResult(v any) error {
+	b, err := json.Marshal(v)
+	c.Op.Result = b
+	return err
 }
 
 // Progress reports how much of the step is done; it is cheap and may be called
