@@ -7,6 +7,7 @@ package api
 
 import (
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/tarn-storage/tarn/errs"
@@ -444,4 +445,40 @@ type Options struct {
 type Outcome struct {
 	Operation *Operation `json:"operation,omitempty"`
 	Plan      *Plan      `json:"plan,omitempty"`
+}
+
+// Headers of requests. RequestIDHeader carries Options.RequestID;
+// DescriptorHeader says that the body is the file descriptor that came with
+// the request's first byte, which only the unix socket can carry;
+// OperationHeader of an answer names its operation.
+const (
+	RequestIDHeader  = "Tarn-Request-Id"
+	DescriptorHeader = "Tarn-Descriptor"
+	OperationHeader  = "Tarn-Operation"
+	ErrorTrailer     = "Tarn-Error" // of a streamed export that failed half-way: an ErrorBody
+)
+
+// ExportStatus is one line of the answer to an export into a descriptor. The
+// last line has Done or Error set.
+type ExportStatus struct {
+	Progress Progress `json:"progress"`
+	Done     bool     `json:"done,omitempty"`
+	Error    *Error   `json:"error,omitempty"`
+}
+
+// ErrorOf returns err as it goes over the wire.
+func ErrorOf(err error) Error {
+	var e *errs.Error
+	if !errors.As(err, &e) {
+		return Error{Kind: errs.KindOf(err), Message: err.Error()}
+	}
+	return Error{Kind: e.Kind, Class: e.Class, Op: e.Op, Subject: e.Subject, Message: e.Message, Hint: e.Hint}
+}
+
+// Err returns the error that e describes, or nil for no error.
+func (e *Error) Err() error {
+	if e == nil {
+		return nil
+	}
+	return &errs.Error{Op: e.Op, Subject: e.Subject, Kind: e.Kind, Class: e.Class, Message: e.Message, Hint: e.Hint}
 }
