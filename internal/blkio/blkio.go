@@ -1,0 +1,72 @@
+// Package blkio moves bytes between open block containers: files as devices,
+// sparse copies, zero detection and content digests. It works on descriptors
+// and interfaces alone: it refuses to open a path, to know a record or a pool,
+// and to guess a format.
+package blkio
+
+import (
+	"errors"
+	"io"
+	"syscall"
+
+	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/errs"
+)
+
+// Source is what can be copied or digested: bytes whose extents are Data or
+// Zero. Extents of kind Backing are refused, because a layer alone is not the
+// content.
+type Source interface {
+	io.ReaderAt
+	Size() int64
+	Extent(off int64) (diskfmt.Extent, error)
+}
+
+// Target takes a copy. Its size is not less than the source's.
+type Target interface {
+	io.WriterAt
+	Extent(off int64) (diskfmt.Extent, error)
+	Zero(off, n int64) error
+}
+
+// Error wraps a failed access with op and subject and gives system errors the
+// kind they stand for. A nil err stays nil; the cause stays in the chain.
+func Error(op, subject string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var e *errs.Error
+	if errors.As(err, &e) {
+		return errs.Wrap(err, op, subject)
+	}
+	return errs.New(kindOf(err), op, subject, "%w", err)
+}
+
+// errnoKinds gives system errors their kind, the ones errs.KindOf does not know.
+var errnoKinds = map[syscall.Errno]errs.Kind{
+	syscall.ENOENT:       errs.NotFound,
+	syscall.EEXIST:       errs.Exists,
+	syscall.ENAMETOOLONG: errs.Invalid,
+	syscall.EFBIG:        errs.Invalid,
+	syscall.ELOOP:        errs.Unsafe,
+	syscall.EXDEV:        errs.Unsafe,
+	syscall.EBUSY:        errs.Busy,
+	syscall.EOPNOTSUPP:   errs.Unsupported,
+	syscall.EACCES:       errs.Unavailable,
+	syscall.EPERM:        errs.Unavailable,
+	syscall.EIO:          errs.Unavailable,
+	syscall.EROFS:        errs.Unavailable,
+	syscall.ESTALE:       errs.Unavailable,
+	syscall.ENODEV:       errs.Unavailable,
+	syscall.ENXIO:        errs.Unavailable,
+}
+
+func kindOf(err error) errs.Kind {
+	var no syscall.Errno
+	if errors.As(err, &no) {
+		if k, ok := errnoKinds[no]; ok {
+			return k
+		}
+	}
+	return errs.KindOf(err)
+}
