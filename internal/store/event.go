@@ -1,0 +1,83 @@
+package store
+
+import (
+	"context"
+	"time"
+)
+
+// keptEvents is how many events are kept; they are pruned pruneEvery at a time.
+const (
+	keptEvents = 100_000
+	pruneEvery = 1_000
+)
+
+// Event says that something happened to a subject. Ids rise in the order of
+// commits.
+type Event struct {
+	ID          int64
+	Time        time.Time
+	Type        string
+	SubjectType string
+	SubjectID   string
+	SubjectName string
+	OperationID string
+}
+
+// Emit adds an event, whose ID it ignores. Followers see it after the commit.
+func (tx *Tx) Emit(ctx context.Context, e Event) error {
+	if err := tx.writes(ctx); err != nil {
+		return err
+	}
+	var id int64
+	_, err := tx.row(ctx, `INSERT INTO events (at, type, subject_type, subject_id, subject_name, operation_id)
+		VALUES ($1, $2, $3, $4, $5, $6) RETURNING id`,
+		[]any{e.Time.UnixMicro(), e.Type, e.SubjectType, e.SubjectID, e.SubjectName, e.OperationID}, &id)
+	if err != nil {
+		return tx.failed("event.emit", e.Type, err)
+	}
+	tx.events = true
+	if id%pruneEvery == 0 {
+		_, err = tx.exec(ctx, "DELETE FROM events WHERE id <= $1", id-keptEvents)
+	}
+	return tx.failed("event.prune", "", err)
+}
+
+// Events returns at most limit events behind the id after, oldest first; limit
+// 0 means all that are kept.
+func (tx *Tx) Events(ctx context.Context, after int64, limit int) ([]Event, error) {
+	text := `SELECT id, at, type, subject_type, subject_id, subject_name, operation_id
+		FROM events WHERE id > $1 ORDER BY id`
+	args := []any{after}
+	if limit > 0 {
+		text += " LIMIT $2"
+		args = append(args, int64(limit))
+	}
+	var list []Event
+	err := tx.query(ctx, text, args, func(scan func(...any) error) error {
+		var e Event
+		err := scan(&e.ID, stampCodec{&e.Time}, &e.Type, &e.SubjectType, &e.SubjectID, &e.SubjectName, &e.OperationID)
+		list = append(list, e)
+		return err
+	})
+	return list, tx.failed("event.list", "", err)
+}
+
+// NextGeneration returns the next value of the durable counter name: 1, 2, ...
+func (tx *Tx) NextGeneration(ctx context.Context, name string) (int64, error) {
+	if err := tx.writes(ctx); err != nil {
+		return 0, err
+	}
+	var n int64
+	_, err := tx.row(ctx, `INSERT INTO counters (name, value) VALUES ($1, 1)
+		ON CONFLICT (name) DO UPDATE SET value = counters.value + 1 RETURNING value`, []any{name}, &n)
+	return n, err
+}
+
+// writes refuses a read transaction; it guards writing statements that return rows.
+func (tx *Tx) writes(ctx context.Context) error {
+	_, err := tx.enter(ctx, true)
+	if err == nil {
+		tx.mu.Unlock()
+	}
+	return err
+}
