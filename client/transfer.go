@@ -1,0 +1,218 @@
+package client
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/errs"
+)
+
+// Source is where an image's bytes come from: File, a regular file opened for
+// reading, which is passed to the daemon as a descriptor over the unix socket
+// and streamed otherwise; or Stream, of Size bytes or -1 for unknown.
+type Source struct {
+	File   *os.File
+	Stream io.Reader
+	Size   int64
+}
+
+// transfer returns an HTTP client for one upload or download on a connection
+// of its own. With f its first byte carries f's descriptor.
+func (c *Client) transfer(f *os.File) *http.Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		conn, err := c.dial(ctx)
+		if err != nil || f == nil {
+			return conn, err
+		}
+		u, ok := conn.(*net.UnixConn)
+		if !ok {
+			_ = conn.Close()
+			return nil, errs.New(errs.Internal, "client.request", "", "descriptors need a unix socket")
+		}
+		return &passing{UnixConn: u, file: f}, nil
+	}
+	return &http.Client{Transport: &http.Transport{
+		DialContext: dial, DialTLSContext: dial, DisableKeepAlives: true, ExpectContinueTimeout: time.Minute,
+	}}
+}
+
+// passing is a connection whose first write carries a descriptor.
+type passing struct {
+	*net.UnixConn
+	once sync.Once
+	file *os.File
+}
+
+// Write writes as a net.Conn does.
+func (p *passing) Write(b []byte) (n int, err error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	p.once.Do(func() { n, err = p.writeFirst(b) })
+	if err != nil || n == len(b) {
+		return n, err
+	}
+	m, err := p.UnixConn.Write(b[n:])
+	return n + m, err
+}
+
+func (p *passing) writeFirst(b []byte) (n int, err error) {
+	raw, err := p.file.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	ctlErr := raw.Control(func(fd uintptr) {
+		n, _, err = p.WriteMsgUnix(b, unix.UnixRights(int(fd)), nil)
+	})
+	if ctlErr != nil {
+		return 0, ctlErr
+	}
+	return n, err
+}
+
+// upload performs r with the bytes of src.
+func upload[T any](ctx context.Context, c *Client, r request, src Source) (T, error) {
+	h, r, err := c.attachSource(r, src)
+	if err != nil {
+		var zero T
+		return zero, err
+	}
+	defer h.CloseIdleConnections()
+	resp, err := c.send(ctx, h, r)
+	if err != nil {
+		var zero T
+		return zero, err
+	}
+	defer resp.Body.Close()
+	return decode[T](resp.Body)
+}
+
+func (c *Client) attachSource(r request, src Source) (*http.Client, request, error) {
+	if r.header == nil {
+		r.header = http.Header{}
+	}
+	if src.File != nil && c.unix {
+		r.header.Set(api.DescriptorHeader, "1")
+		return c.transfer(src.File), r, nil
+	}
+	r.stream, r.size = src.Stream, src.Size
+	if src.File != nil {
+		fi, err := src.File.Stat()
+		if err != nil {
+			return nil, r, errs.Wrap(err, "image.import", src.File.Name())
+		}
+		r.stream, r.size = io.NewSectionReader(src.File, 0, fi.Size()), fi.Size()
+	}
+	return c.transfer(nil), r, nil
+}
+
+// ImageImport imports an image. From a File over the unix socket it returns
+// while the operation goes on; from a stream it returns at its end.
+func (c *Client) ImageImport(ctx context.Context, o api.Options, i api.ImageImport, src Source) (api.Outcome, error) {
+	q := set(nil, "name", i.Name)
+	q = set(q, "format", i.Format)
+	q = set(q, "sha256", i.SHA256)
+	q = set(q, "pool", i.Pool)
+	q = set(q, "source", i.Source)
+	if i.MinDisk != 0 {
+		q = set(q, "min_disk", strconv.FormatInt(i.MinDisk, 10))
+	}
+	r := request{method: http.MethodPost, path: []string{"images"}, query: q}
+	return upload[api.Outcome](ctx, c, r.with(o), src)
+}
+
+// ImageInspect asks what the gate says of bytes.
+func (c *Client) ImageInspect(ctx context.Context, i api.ImageInspect, src Source) (api.Verdict, error) {
+	q := set(nil, "format", i.Format)
+	q = set(q, "sha256", i.SHA256)
+	q = set(q, "source", i.Source)
+	return upload[api.Verdict](ctx, c, request{method: http.MethodPost, path: []string{"images", "inspect"}, query: q}, src)
+}
+
+func exportRequest(ref, format string) request {
+	return request{method: http.MethodPost, path: []string{"disks", ref, "export"}, query: set(nil, "format", format), header: http.Header{}}
+}
+
+// DiskExport writes a disk into f, a regular file opened for writing, and
+// calls progress, which may be nil. Over the unix socket the daemon writes
+// through f's descriptor and keeps holes; over TCP the bytes are streamed. The
+// caller syncs f.
+func (c *Client) DiskExport(ctx context.Context, ref, format string, f *os.File, progress func(api.Progress)) error {
+	if !c.unix {
+		return c.DiskExportStream(ctx, ref, format, f)
+	}
+	r := exportRequest(ref, format)
+	r.header.Set(api.DescriptorHeader, "1")
+	h := c.transfer(f)
+	defer h.CloseIdleConnections()
+	resp, err := c.send(ctx, h, r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	lines := json.NewDecoder(bufio.NewReader(resp.Body))
+	for {
+		var s api.ExportStatus
+		if err := lines.Decode(&s); err != nil {
+			return transportError(err)
+		}
+		if progress != nil {
+			progress(s.Progress)
+		}
+		if s.Done || s.Error != nil {
+			return s.Error.Err()
+		}
+	}
+}
+
+// DiskExportStream writes a disk's bytes to w. An error after the first byte
+// means that what w got is not the disk.
+func (c *Client) DiskExportStream(ctx context.Context, ref, format string, w io.Writer) error {
+	r := exportRequest(ref, format)
+	r.header.Set("TE", "trailers")
+	h := c.transfer(nil)
+	defer h.CloseIdleConnections()
+	resp, err := c.send(ctx, h, r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	sink := &writer{w: w}
+	if _, err := io.Copy(sink, resp.Body); err != nil {
+		if sink.err != nil {
+			return errs.New(errs.KindOf(sink.err), "disk.export", ref, "the bytes cannot be written: %w", sink.err)
+		}
+		return transportError(err)
+	}
+	if text := resp.Trailer.Get(api.ErrorTrailer); text != "" {
+		var body api.ErrorBody
+		if err := json.Unmarshal([]byte(text), &body); err != nil {
+			return errs.New(errs.Internal, "disk.export", ref, "the export broke off")
+		}
+		return body.Error.Err()
+	}
+	return nil
+}
+
+// writer tells a failure to write from a failure to read.
+type writer struct {
+	w   io.Writer
+	err error
+}
+
+func (s *writer) Write(b []byte) (int, error) {
+	n, err := s.w.Write(b)
+	s.err = err
+	return n, err
+}
