@@ -151,6 +151,9 @@ func (s *Store) View(ctx context.Context, fn func(ctx context.Context, tx *Tx) e
 
 // reader takes a connection on which a read transaction has begun.
 func (s *Store) reader(ctx context.Context) (*conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	var c *conn
 	select {
 	case got, ok := <-s.readers:

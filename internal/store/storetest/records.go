@@ -1,0 +1,404 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/store"
+)
+
+func testRecords(t *testing.T, place Place) {
+	s := seeded(t, place)
+	update(t, s, func(ctx context.Context, tx *store.Tx) error {
+		row := newOperation("o2")
+		_, _, err := s.InsertOperation(ctx, tx, row)
+		return errors.Join(err, tx.Volumes.Insert(ctx, newVolume("v2")))
+	})
+	life(t, s, "hosts", func(tx *store.Tx) store.Table[disk.HostID, disk.Host] { return tx.Hosts },
+		"x", newHost("x"), func(r *disk.Host) { r.BootID = "next" })
+	life(t, s, "domains", func(tx *store.Tx) store.Table[disk.DomainID, disk.Domain] { return tx.Domains },
+		"x", newDomain("x"), func(r *disk.Domain) { r.Overcommit, r.Reserve = 1000, disk.Reserve{} })
+	life(t, s, "pools", func(tx *store.Tx) store.Table[disk.PoolID, disk.Pool] { return tx.Pools },
+		"x", newPool("x"), func(r *disk.Pool) { r.Name, r.HostID, r.State = "renamed", "", disk.PoolInactive })
+	life(t, s, "images", func(tx *store.Tx) store.Table[disk.ImageID, disk.Image] { return tx.Images },
+		"x", newImage("x"), func(r *disk.Image) { r.State = disk.ImageDeleting })
+	life(t, s, "volumes", func(tx *store.Tx) store.Table[disk.VolumeID, disk.Volume] { return tx.Volumes },
+		"x", newVolume("x"), func(r *disk.Volume) { r.Backing, r.State, r.Committed = nil, disk.VolumeCorrupt, 1 })
+	life(t, s, "instances", func(tx *store.Tx) store.Table[disk.InstanceID, disk.Instance] { return tx.Instances },
+		"x", newInstance("x"), func(r *disk.Instance) { r.Name = "renamed" })
+	life(t, s, "disks", func(tx *store.Tx) store.Table[disk.DiskID, disk.Disk] { return tx.Disks },
+		"x", newDisk("x", "v2"), func(r *disk.Disk) { r.Source, r.DriverInfo, r.ReadOnly = disk.Source{}, nil, false })
+	life(t, s, "leases", func(tx *store.Tx) store.Table[disk.VolumeID, disk.Lease] { return tx.Leases },
+		"v2", newLease("v2"), func(r *disk.Lease) { r.State, r.Generation = disk.LeaseUnverified, 1<<62 })
+	life(t, s, "reservations", func(tx *store.Tx) store.Table[disk.OperationID, disk.Reservation] { return tx.Reservations },
+		"o2", disk.Reservation{OperationID: "o2", DomainID: "d", Writing: 5}, func(r *disk.Reservation) { r.Writing = 0 })
+}
+
+// life takes one record through every method of its table, each step in a
+// transaction of its own.
+func life[K ~string, R any](t *testing.T, s *store.Store, name string, table func(*store.Tx) store.Table[K, R], key K, r R, change func(*R)) {
+	t.Run(name, func(t *testing.T) {
+		do := func(fn func(context.Context, store.Table[K, R]) error) error {
+			return s.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error { return fn(ctx, table(tx)) })
+		}
+		insert := func(ctx context.Context, tab store.Table[K, R]) error { return tab.Insert(ctx, r) }
+		rewrite := func(ctx context.Context, tab store.Table[K, R]) error { return tab.Update(ctx, r) }
+		remove := func(ctx context.Context, tab store.Table[K, R]) error { return tab.Delete(ctx, key) }
+		check := func(when string) {
+			t.Helper()
+			view(t, s, func(ctx context.Context, tx *store.Tx) error {
+				got, err := table(tx).Get(ctx, key)
+				if diff := cmp.Diff(r, got); diff != "" {
+					t.Errorf("%s: Get differs (-want +got):\n%s", when, diff)
+				}
+				return err
+			})
+		}
+		before := count(t, s, table)
+		wantKind(t, "update of a missing record", do(rewrite), errs.NotFound)
+		if err := do(insert); err != nil {
+			t.Fatalf("insert: %v", err)
+		}
+		check("after insert")
+		if got := count(t, s, table); got != before+1 {
+			t.Errorf("count after insert: got %d, want %d", got, before+1)
+		}
+		wantKind(t, "second insert", do(insert), errs.Exists)
+		change(&r)
+		if err := do(rewrite); err != nil {
+			t.Fatalf("update: %v", err)
+		}
+		check("after update")
+		for _, when := range []string{"delete", "second delete"} {
+			if err := do(remove); err != nil {
+				t.Errorf("%s: %v", when, err)
+			}
+		}
+		err := s.View(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+			_, err := table(tx).Get(ctx, key)
+			return err
+		})
+		wantKind(t, "get of a deleted record", err, errs.NotFound)
+		if got := count(t, s, table); got != before {
+			t.Errorf("count after delete: got %d, want %d", got, before)
+		}
+	})
+}
+
+func count[K ~string, R any](t *testing.T, s *store.Store, table func(*store.Tx) store.Table[K, R]) (n int) {
+	t.Helper()
+	view(t, s, func(ctx context.Context, tx *store.Tx) (err error) {
+		n, err = table(tx).Count(ctx)
+		return err
+	})
+	return n
+}
+
+// with returns r after change.
+func with[R any](r R, change func(*R)) R {
+	change(&r)
+	return r
+}
+
+func testConstraints(t *testing.T, place Place) {
+	s := seeded(t, place)
+	type do = func(context.Context, *store.Tx) error
+	pool := func(change func(*disk.Pool)) do {
+		return func(ctx context.Context, tx *store.Tx) error { return tx.Pools.Insert(ctx, with(newPool("x"), change)) }
+	}
+	image := func(change func(*disk.Image)) do {
+		return func(ctx context.Context, tx *store.Tx) error {
+			return tx.Images.Insert(ctx, with(newImage("x"), change))
+		}
+	}
+	volume := func(r disk.Volume, change func(*disk.Volume)) do {
+		return func(ctx context.Context, tx *store.Tx) error { return tx.Volumes.Insert(ctx, with(r, change)) }
+	}
+	disks := func(change func(*disk.Disk)) do {
+		return func(ctx context.Context, tx *store.Tx) error {
+			return errors.Join(tx.Volumes.Insert(ctx, newVolume("v2")), tx.Disks.Insert(ctx, with(newDisk("x", "v2"), change)))
+		}
+	}
+	rows := []struct {
+		name  string
+		do    do
+		kind  errs.Kind
+		words string
+	}{
+		{"pool name", pool(func(r *disk.Pool) { r.Name = "pool p" }), errs.Exists, `name "pool p"`},
+		{"pool name on rename", func(ctx context.Context, tx *store.Tx) error {
+			return errors.Join(tx.Pools.Insert(ctx, newPool("x")), tx.Pools.Update(ctx, with(newPool("x"), func(r *disk.Pool) { r.Name = "pool p" })))
+		}, errs.Exists, `name "pool p"`},
+		{"pool without domain", pool(func(r *disk.Pool) { r.DomainID = "none" }), errs.Conflict, "does not exist"},
+		{"pool state", pool(func(r *disk.Pool) { r.State = "open" }), errs.Internal, ""},
+		{"pool disk format", pool(func(r *disk.Pool) { r.DiskFormat = "" }), errs.Internal, ""},
+		{"domain identity", func(ctx context.Context, tx *store.Tx) error {
+			return tx.Domains.Insert(ctx, with(newDomain("x"), func(r *disk.Domain) { r.Identity = "fs:d" }))
+		}, errs.Exists, `identity "fs:d"`},
+		{"image name", image(func(r *disk.Image) { r.Name = "image i" }), errs.Exists, `name "image i"`},
+		{"image format", image(func(r *disk.Image) { r.Format = "" }), errs.Internal, ""},
+		{"image size", image(func(r *disk.Image) { r.VirtualSize = -1 }), errs.Internal, ""},
+		{"image state", image(func(r *disk.Image) { r.State = "" }), errs.Internal, ""},
+		{"instance name", func(ctx context.Context, tx *store.Tx) error {
+			return tx.Instances.Insert(ctx, with(newInstance("x"), func(r *disk.Instance) { r.Name = "instance n" }))
+		}, errs.Exists, `name "instance n"`},
+		{"volume name", volume(newVolume("x"), func(r *disk.Volume) { r.Name = "volume v" }), errs.Exists, `name "volume v"`},
+		{"volume without pool", volume(newVolume("x"), func(r *disk.Volume) { r.PoolID = "none" }), errs.Conflict, "does not exist"},
+		{"volume without backing volume", volume(newVolume("x"), func(r *disk.Volume) {
+			r.Backing = &disk.Backing{VolumeID: "none", Name: "n", Format: "raw"}
+		}), errs.Conflict, "does not exist"},
+		{"volume's backing format", volume(newVolume("x"), func(r *disk.Volume) {
+			r.Backing = &disk.Backing{VolumeID: "b", Name: "n"}
+		}), errs.Internal, ""},
+		{"volume format", volume(newVolume("x"), func(r *disk.Volume) { r.Format = "" }), errs.Internal, ""},
+		{"volume size", volume(newVolume("x"), func(r *disk.Volume) { r.VirtualSize = -1 }), errs.Internal, ""},
+		{"volume state", volume(newVolume("x"), func(r *disk.Volume) { r.State = "fine" }), errs.Internal, ""},
+		{"volume kind", volume(newVolume("x"), func(r *disk.Volume) { r.Kind = "" }), errs.Internal, ""},
+		{"base content", volume(newBase("x"), func(r *disk.Volume) { r.Content = "b3-4m:b" }), errs.Exists, `content "b3-4m:b"`},
+		{"disk serial", disks(func(r *disk.Disk) { r.Serial = "serialk" }), errs.Exists, `serial "serialk"`},
+		{"disk name", disks(func(r *disk.Disk) { r.Name = "data k" }), errs.Exists, `name "data k"`},
+		{"disk volume", disks(func(r *disk.Disk) { r.VolumeID = "v" }), errs.Exists, `volume_id "v"`},
+		{"disk without volume", disks(func(r *disk.Disk) { r.VolumeID = "none" }), errs.Conflict, "does not exist"},
+		{"disk without instance", disks(func(r *disk.Disk) { r.InstanceID = "none" }), errs.Conflict, "does not exist"},
+		{"disk role", disks(func(r *disk.Disk) { r.Role = "boot" }), errs.Internal, ""},
+		{"disk driver_info", disks(func(r *disk.Disk) { r.DriverInfo = []byte("{") }), errs.Internal, "driver_info"},
+		{"second lease", func(ctx context.Context, tx *store.Tx) error { return tx.Leases.Insert(ctx, newLease("v")) }, errs.Exists, `volume_id "v"`},
+		{"lease without volume", func(ctx context.Context, tx *store.Tx) error { return tx.Leases.Insert(ctx, newLease("none")) }, errs.Conflict, "does not exist"},
+		{"lease state", func(ctx context.Context, tx *store.Tx) error {
+			return tx.Leases.Insert(ctx, with(newLease("b"), func(r *disk.Lease) { r.State = "" }))
+		}, errs.Internal, ""},
+		{"reservation without operation", func(ctx context.Context, tx *store.Tx) error {
+			return tx.Reservations.Insert(ctx, disk.Reservation{OperationID: "none", DomainID: "d"})
+		}, errs.Conflict, "does not exist"},
+		{"reservation without domain", func(ctx context.Context, tx *store.Tx) error {
+			return tx.Reservations.Update(ctx, disk.Reservation{OperationID: "o", DomainID: "none"})
+		}, errs.Conflict, "does not exist"},
+		{"delete a domain with pools", func(ctx context.Context, tx *store.Tx) error { return tx.Domains.Delete(ctx, "d") }, errs.Busy, "pool records"},
+		{"delete a pool with volumes", func(ctx context.Context, tx *store.Tx) error { return tx.Pools.Delete(ctx, "p") }, errs.Busy, "volume records"},
+		{"delete a backing volume", func(ctx context.Context, tx *store.Tx) error { return tx.Volumes.Delete(ctx, "b") }, errs.Busy, "volume records"},
+		{"delete a disk's volume", func(ctx context.Context, tx *store.Tx) error { return tx.Volumes.Delete(ctx, "v") }, errs.Busy, "disk records"},
+		{"delete a leased volume", func(ctx context.Context, tx *store.Tx) error {
+			return errors.Join(tx.Disks.Delete(ctx, "k"), tx.Volumes.Delete(ctx, "v"))
+		}, errs.Busy, "lease records"},
+		{"delete an instance with disks", func(ctx context.Context, tx *store.Tx) error { return tx.Instances.Delete(ctx, "n") }, errs.Busy, "disk records"},
+		{"insert an operation by hand", func(ctx context.Context, tx *store.Tx) error {
+			return tx.Operations.Insert(ctx, newOperation("x"))
+		}, errs.Internal, "journal"},
+		{"operation state", func(ctx context.Context, tx *store.Tx) error {
+			op := newOperation("x")
+			op.State = "paused"
+			_, _, err := s.InsertOperation(ctx, tx, op)
+			return err
+		}, errs.Internal, ""},
+	}
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			before := everything(t, s)
+			err := s.Update(t.Context(), row.do)
+			wantKind(t, row.name, err, row.kind)
+			if !strings.Contains(fmt.Sprint(err), row.words) {
+				t.Errorf("message %q does not say %q", err, row.words)
+			}
+			if diff := cmp.Diff(before, everything(t, s)); diff != "" {
+				t.Errorf("the refused transaction changed records (-before +after):\n%s", diff)
+			}
+		})
+	}
+	update(t, s, func(ctx context.Context, tx *store.Tx) error { // what the partial index lets through
+		other := with(newBase("y"), func(r *disk.Volume) { r.Content, r.Format = "b3-4m:b", "qcow2" })
+		blank := func(id string) disk.Volume { return with(newBase(id), func(r *disk.Volume) { r.Content = "" }) }
+		return errors.Join(tx.Volumes.Insert(ctx, other), tx.Volumes.Insert(ctx, blank("y1")), tx.Volumes.Insert(ctx, blank("y2")))
+	})
+}
+
+// everything returns all records for comparison.
+func everything(t *testing.T, s *store.Store) (all []any) {
+	t.Helper()
+	view(t, s, func(ctx context.Context, tx *store.Tx) error {
+		return errors.Join(
+			list(ctx, tx.Hosts, &all), list(ctx, tx.Domains, &all), list(ctx, tx.Pools, &all), list(ctx, tx.Images, &all),
+			list(ctx, tx.Volumes, &all), list(ctx, tx.Instances, &all), list(ctx, tx.Disks, &all),
+			list(ctx, tx.Leases, &all), list(ctx, tx.Reservations, &all), list(ctx, tx.Operations, &all))
+	})
+	return all
+}
+
+func list[K ~string, R any](ctx context.Context, table store.Table[K, R], all *[]any) error {
+	items, _, err := table.List(ctx, store.Query{})
+	for _, item := range items {
+		*all = append(*all, item)
+	}
+	return err
+}
+
+func testFailedStatement(t *testing.T, place Place) {
+	s := seeded(t, place)
+	update(t, s, func(ctx context.Context, tx *store.Tx) error {
+		wantKind(t, "duplicate", tx.Pools.Insert(ctx, with(newPool("x"), func(r *disk.Pool) { r.Name = "pool p" })), errs.Exists)
+		wantKind(t, "referenced", tx.Volumes.Delete(ctx, "b"), errs.Busy)
+		wantKind(t, "no reference", tx.Volumes.Insert(ctx, with(newVolume("x"), func(r *disk.Volume) { r.PoolID = "none" })), errs.Conflict)
+		return tx.Pools.Insert(ctx, newPool("y"))
+	})
+	view(t, s, func(ctx context.Context, tx *store.Tx) error {
+		if n, err := tx.Pools.Count(ctx); err != nil || n != 2 {
+			t.Errorf("pools: got %d, %v, want p and y", n, err)
+		}
+		return nil
+	})
+}
+
+func testQueries(t *testing.T, place Place) {
+	s := seeded(t, place)
+	view(t, s, func(ctx context.Context, tx *store.Tx) error {
+		rows := []struct {
+			name  string
+			where []store.Where
+			want  int
+		}{
+			{"all", nil, 2},
+			{"one column", []store.Where{store.Eq("kind", disk.KindBase)}, 1},
+			{"two columns", []store.Where{store.Eq("pool_id", disk.PoolID("p")), store.Eq("state", disk.VolumeReady)}, 2},
+			{"NULL", []store.Where{store.Eq("backing_id", nil)}, 1},
+			{"empty optional", []store.Where{store.Eq("backing_id", disk.VolumeID(""))}, 1},
+			{"reference", []store.Where{store.Eq("backing_id", disk.VolumeID("b"))}, 1},
+			{"number", []store.Where{store.Eq("generation", 3)}, 1},
+			{"time", []store.Where{store.Eq("created_at", epoch)}, 2},
+			{"nothing", []store.Where{store.Eq("name", "none")}, 0},
+		}
+		for _, row := range rows {
+			if n, err := tx.Volumes.Count(ctx, row.where...); err != nil || n != row.want {
+				t.Errorf("%s: Count = %d, %v, want %d", row.name, n, err, row.want)
+			}
+			if items, _, err := tx.Volumes.List(ctx, store.Query{Where: row.where}); err != nil || len(items) != row.want {
+				t.Errorf("%s: List gives %d, %v, want %d", row.name, len(items), err, row.want)
+			}
+		}
+		v, err := tx.Volumes.One(ctx, store.Eq("name", "volume v"))
+		if err != nil || v.ID != "v" {
+			t.Errorf("One by name: got %q, %v, want v", v.ID, err)
+		}
+		_, err = tx.Volumes.One(ctx, store.Eq("name", "none"))
+		wantKind(t, "One of none", err, errs.NotFound)
+		_, err = tx.Volumes.One(ctx, store.Eq("pool_id", "p"))
+		wantKind(t, "One of two", err, errs.Conflict)
+		_, err = tx.Volumes.Count(ctx, store.Eq("name = '' OR name", "x"))
+		wantKind(t, "unknown column", err, errs.Internal)
+		_, err = tx.Volumes.Count(ctx, store.Eq("name", []string{"x"}))
+		wantKind(t, "value of no column's type", err, errs.Internal)
+		k, err := tx.Disks.One(ctx, store.Eq("read_only", true), store.Eq("role", disk.RoleData))
+		if err != nil || k.ID != "k" {
+			t.Errorf("One by bool: got %q, %v, want k", k.ID, err)
+		}
+		return nil
+	})
+}
+
+func testPaging(t *testing.T, place Place) {
+	s := seeded(t, place)
+	const total = 25
+	update(t, s, func(ctx context.Context, tx *store.Tx) error {
+		for n := total - 1; n >= 0; n-- { // against the order of the pages
+			v := with(newVolume(id(n)), func(r *disk.Volume) {
+				if n%2 == 1 {
+					r.State = disk.VolumeLost
+				}
+			})
+			if err := tx.Volumes.Insert(ctx, v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	rows := []struct {
+		name  string
+		where []store.Where
+		limit int
+		pages []int
+	}{
+		{"no limit", nil, 0, []int{total + 2}},
+		{"exact pages", nil, 9, []int{9, 9, 9}},
+		{"a rest", nil, 10, []int{10, 10, 7}},
+		{"one page", nil, 100, []int{total + 2}},
+		{"filtered", []store.Where{store.Eq("state", disk.VolumeLost)}, 5, []int{5, 5, 2}},
+	}
+	for _, row := range rows {
+		var pages []int
+		last := ""
+		q := store.Query{Where: row.where, Limit: row.limit}
+		for more := true; more; more = q.After != "" {
+			view(t, s, func(ctx context.Context, tx *store.Tx) error {
+				items, next, err := tx.Volumes.List(ctx, q)
+				for _, v := range items {
+					if string(v.ID) <= last {
+						t.Errorf("%s: id %s comes after %s", row.name, v.ID, last)
+					}
+					last = string(v.ID)
+				}
+				pages = append(pages, len(items))
+				q.After = next
+				return err
+			})
+		}
+		if diff := cmp.Diff(row.pages, pages); diff != "" {
+			t.Errorf("%s: sizes of the pages differ (-want +got):\n%s", row.name, diff)
+		}
+	}
+}
+
+func testSums(t *testing.T, place Place) {
+	s := seeded(t, place)
+	base, v := newBase("b"), newVolume("v")
+	pool := store.Sums{Committed: base.Committed + v.Committed, Provisioned: base.VirtualSize + v.VirtualSize,
+		Allocated: base.Allocated + v.Allocated}
+	second := store.Sums{}
+	check := func(when string) {
+		t.Helper()
+		view(t, s, func(ctx context.Context, tx *store.Tx) error {
+			p, err1 := tx.PoolSums(ctx, "p")
+			p2, err2 := tx.PoolSums(ctx, "p2")
+			d, err3 := tx.DomainSums(ctx, "d")
+			want := store.Sums{Committed: pool.Committed + second.Committed, Writing: 11,
+				Provisioned: pool.Provisioned + second.Provisioned, Allocated: pool.Allocated + second.Allocated}
+			if p != pool || p2 != second || d != want {
+				t.Errorf("%s: got pools %+v, %+v, domain %+v\nwant %+v, %+v, %+v", when, p, p2, d, pool, second, want)
+			}
+			return errors.Join(err1, err2, err3)
+		})
+	}
+	check("seeded")
+	x := with(newVolume("x"), func(r *disk.Volume) { r.PoolID, r.Committed, r.VirtualSize, r.Allocated = "p2", 100, 200, 300 })
+	update(t, s, func(ctx context.Context, tx *store.Tx) error {
+		return errors.Join(tx.Pools.Insert(ctx, newPool("p2")), tx.Volumes.Insert(ctx, x))
+	})
+	second = store.Sums{Committed: 100, Provisioned: 200, Allocated: 300}
+	check("volume in a second pool")
+	x.Committed, x.State = 150, disk.VolumeDeleting
+	update(t, s, func(ctx context.Context, tx *store.Tx) error { return tx.Volumes.Update(ctx, x) })
+	second.Committed = 150
+	check("changed")
+	sentinel := errors.New("stop")
+	err := s.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+		return errors.Join(tx.Volumes.Delete(ctx, "x"), sentinel)
+	})
+	if !errors.Is(err, sentinel) {
+		t.Errorf("update: got %v, want its function's error", err)
+	}
+	check("rolled back")
+	x.PoolID = "p"
+	update(t, s, func(ctx context.Context, tx *store.Tx) error { return tx.Volumes.Update(ctx, x) })
+	pool = store.Sums{Committed: pool.Committed + 150, Provisioned: pool.Provisioned + 200, Allocated: pool.Allocated + 300}
+	second = store.Sums{}
+	check("moved")
+	update(t, s, func(ctx context.Context, tx *store.Tx) error {
+		return errors.Join(tx.Volumes.Delete(ctx, "x"), tx.Volumes.Delete(ctx, "x"), tx.Pools.Delete(ctx, "p2"))
+	})
+	pool = store.Sums{Committed: pool.Committed - 150, Provisioned: pool.Provisioned - 200, Allocated: pool.Allocated - 300}
+	check("deleted")
+}
