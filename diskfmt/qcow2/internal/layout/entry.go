@@ -107,6 +107,7 @@ func (m *Meta) SetSpans(h *Header) {
 	m.spans = m.spans[:0]
 	for _, s := range h.Spans() {
 		if s.Length > 0 {
+			s.Length = (s.Length + 1<<m.bits - 1) &^ (1<<m.bits - 1)
 			m.spans = append(m.spans, s)
 		}
 	}

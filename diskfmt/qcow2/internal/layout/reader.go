@@ -31,6 +31,7 @@ type Reader struct {
 	cache     tableCache
 	plain     clusterCache
 	scratch   sync.Pool // *[]byte for compressed input
+	dirty     []*slice  // what a writer has changed
 }
 
 // NewReader reads and checks L1 and the part of the refcount table that covers
@@ -195,11 +196,17 @@ func (r *Reader) checkSegment(s Run) error {
 	if s.Length == 0 {
 		return nil
 	}
-	if s.Host > r.Size || s.Length > r.Size-s.Host {
-		return Faultf(ClassTruncated, "data at 0x%x (%d bytes) reaches past the end of the file (%d bytes)", s.Host, s.Length, r.Size)
+	return r.CheckHost(s.Host, s.Length)
+}
+
+// CheckHost refuses a range for data that is not inside the file or lies on
+// metadata.
+func (r *Reader) CheckHost(host, length uint64) error {
+	if host > r.Size || length > r.Size-host {
+		return Faultf(ClassTruncated, "data at 0x%x (%d bytes) reaches past the end of the file (%d bytes)", host, length, r.Size)
 	}
-	if what, hit := r.Meta.Hit(s.Host, s.Length); hit {
-		return Faultf(ClassOverlap, "data at 0x%x (%d bytes) overlaps %s", s.Host, s.Length, what)
+	if what, hit := r.Meta.Hit(host, length); hit {
+		return Faultf(ClassOverlap, "data at 0x%x (%d bytes) overlaps %s", host, length, what)
 	}
 	return nil
 }
