@@ -10,7 +10,8 @@
 // Publish makes what was written durable, puts the first sidecar beside it and
 // gives it its name, in that order, so that after a crash a name without its
 // complete bytes or a volume without a sidecar cannot be seen. Staged volumes
-// that no operation owns any more are removed by Delete with their id.
+// that no operation owns any more are removed by Delete with their id. They are
+// not durable: after power loss one may be gone, or lack what was written.
 //
 // Every call may be repeated. Context cancellation is honoured before the
 // first effect of a call; a call that must be atomic is completed.
@@ -98,6 +99,7 @@ type Device interface {
 // is what an unprivileged writer may still take.
 type Usage struct {
 	Identity string // of the capacity domain, e.g. "fs:UUID"
+	Storage  string // of the pool's own storage in it, e.g. "fs:UUID/ino:N"
 	Capacity int64
 	Free     int64
 }
@@ -119,7 +121,10 @@ type Driver interface {
 	// return means that all three survive power loss. immutable makes it a
 	// base: nobody but an administrator can write it afterwards. Publishing a
 	// volume that already has that name returns its Object; if another volume
-	// has the name, errs.Exists.
+	// or a foreign object has the name, errs.Exists. Where nothing is staged
+	// under id, tarn's volume of that name is taken for the one published: names
+	// are unique among records. If syncing the volume fails its bytes are lost
+	// and it is removed, so that a repeat is errs.NotFound, never a false success.
 	Publish(ctx context.Context, id disk.VolumeID, name string, immutable bool, sidecar []byte) (Object, error)
 
 	// Open opens a volume. A missing one is errs.NotFound.
@@ -135,10 +140,13 @@ type Driver interface {
 	// Delete removes the volume, staged or published, and its sidecar,
 	// durably. Deleting a missing volume is not an error. While the staged form
 	// of r.ID still exists r.Name was never taken by it: then only the staged
-	// volume and a sidecar are removed, whatever object has that name.
+	// volume and a sidecar without a volume are removed, whatever object has
+	// that name. A foreign object (without a sidecar) is left alone unless
+	// r.BackendID is its own.
 	Delete(ctx context.Context, r Ref) error
 
-	// List yields every published object in the pool, foreign ones included.
+	// List yields every published object in the pool, foreign ones included;
+	// of what cannot be a volume (a directory, a symlink) the name alone.
 	List(ctx context.Context) iter.Seq2[Object, error]
 
 	// Stat returns the usage of the space behind the pool.
@@ -152,7 +160,8 @@ type Driver interface {
 	// name the marker; errs.NotFound if there is none.
 	Sidecar(ctx context.Context, name string) ([]byte, error)
 
-	// Sidecars yields the sidecar of every volume that has one.
+	// Sidecars yields the sidecar of every volume that has one, and those whose
+	// volume is gone or was about to be published: Describe tells.
 	Sidecars(ctx context.Context) iter.Seq2[Record, error]
 
 	// Close releases the pool; open devices stay usable.
@@ -178,9 +187,10 @@ type Attachment struct {
 	Path string
 }
 
-// Prober is implemented by drivers that can tell whether somebody outside of
-// tarn holds a volume open for writing: nil if nobody, errs.Busy naming the
-// holder otherwise. It reads locks, never bytes.
+// Prober is implemented by drivers that can tell whether somebody holds a
+// volume open for writing, or relies on nobody writing it: nil if nobody,
+// errs.Busy, naming the holder where it can be seen, otherwise. Devices open in
+// mode Read or Write count. It reads locks, never bytes.
 type Prober interface {
 	Probe(ctx context.Context, r Ref) error
 }
@@ -223,13 +233,16 @@ type Type struct {
 	// Prepare makes the storage at c ready to be a pool and writes marker; it
 	// refuses storage that is another pool's or not what c says, changing
 	// nothing. Preparing what carries the same pool's marker is not an error.
+	// Every marker contains its pool's id as text: by that drivers know it.
 	Prepare func(ctx context.Context, c Config, marker []byte) error
 	// Marker reads the marker of the storage at c: errs.NotFound without one.
 	Marker func(ctx context.Context, c Config) ([]byte, error)
-	// Open starts the pool at c. What it says of cloning here may be less than
+	// Open starts the pool at c: errs.Unavailable without a marker, errs.Conflict
+	// with another pool's. Repeating it has no effect on the world. What it says of cloning here may be less than
 	// Capabilities declare (a directory on ext4 has no reflink).
 	Open func(ctx context.Context, c Config) (Driver, Capabilities, error)
 	// Remove takes the marker and everything else that Prepare and the driver
-	// made away from a pool without volumes; foreign objects stay.
+	// made away from a pool without volumes (errs.Conflict with some); foreign
+	// objects stay. Removing a pool that is gone is not an error.
 	Remove func(ctx context.Context, c Config) error
 }

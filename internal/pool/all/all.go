@@ -1,0 +1,13 @@
+// Package all is the explicit list of the pool technologies in this build. It
+// refuses registries: what is not in the list does not exist.
+package all
+
+import (
+	"github.com/tarn-storage/tarn/internal/pool/dirdrv"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
+)
+
+// Types returns every pool technology, in the order of the documentation.
+func Types() []driver.Type {
+	return []driver.Type{dirdrv.Type}
+}

@@ -1,0 +1,258 @@
+package dirdrv
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/faults"
+)
+
+// dir is an open directory. Everything in it is reached by one name, below it,
+// never through a symlink or onto another file system.
+type dir struct {
+	f *os.File
+
+	turn sync.Mutex // held by the one fsync that is running
+	mu   sync.Mutex
+	next *syncRound // the fsync that has not begun and may still be joined
+}
+
+type syncRound struct {
+	done chan struct{}
+	err  error
+}
+
+// openDir opens the directory at path, which must not be a symlink itself.
+func openDir(path string) (*dir, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &dir{f: f}, nil
+}
+
+// sub opens the directory name.
+func (d *dir) sub(name string) (*dir, error) {
+	f, err := d.openat(name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &dir{f: f}, nil
+}
+
+func (d *dir) close() error { return d.f.Close() }
+
+func (d *dir) fd() int { return int(d.f.Fd()) }
+
+func (d *dir) openat(name string, flags int, mode uint32) (*os.File, error) {
+	how := unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NOFOLLOW),
+		Mode:    uint64(mode),
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+	}
+	for {
+		fd, err := unix.Openat2(d.fd(), name, &how)
+		if err == nil {
+			return os.NewFile(uintptr(fd), d.f.Name()+"/"+name), nil
+		}
+		if err != unix.EINTR && err != unix.EAGAIN { // EAGAIN: a rename raced with the lookup
+			return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+		}
+	}
+}
+
+// open opens the regular file name; nothing else, and it does not wait for a
+// FIFO's other end to find that out.
+func (d *dir) open(name string, flags int) (*os.File, error) {
+	f, err := d.openat(name, flags|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		f.Close()
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		f.Close()
+		return nil, errs.New(errs.Unsafe, "dir.open", name, "is not a regular file")
+	}
+	return f, nil
+}
+
+// create makes the file name, which must not exist, with mode 0600.
+func (d *dir) create(name string) (f *os.File, err error) {
+	err = faults.Do(faults.Create, "create "+name, func() error {
+		f, err = d.openat(name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600)
+		return err
+	})
+	if err != nil && f != nil { // made, but reported as failed
+		f.Close()
+		f = nil
+	}
+	return f, err
+}
+
+// stat looks at name itself, not through it.
+func (d *dir) stat(name string) (unix.Statx_t, error) {
+	var st unix.Statx_t
+	err := unix.Statx(d.fd(), name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st)
+	return st, err
+}
+
+func (d *dir) exists(name string) (bool, error) {
+	_, err := d.stat(name)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// remove unlinks name if it exists.
+func (d *dir) remove(name string) error {
+	if there, err := d.exists(name); err != nil || !there {
+		return err
+	}
+	return faults.Do(faults.Unlink, "unlink "+name, func() error { return ignoring(unix.ENOENT, unix.Unlinkat(d.fd(), name, 0)) })
+}
+
+// rename moves name to newName in to, over what has that name.
+func (d *dir) rename(name string, to *dir, newName string) error {
+	return faults.Do(faults.Rename, "rename "+name+" "+newName, func() error {
+		return unix.Renameat(d.fd(), name, to.fd(), newName)
+	})
+}
+
+// publish moves name to newName in to; EEXIST if something has that name.
+func (d *dir) publish(name string, to *dir, newName string) error {
+	return faults.Do(faults.Rename, "rename "+name+" "+newName, func() error {
+		err := unix.Renameat2(d.fd(), name, to.fd(), newName, unix.RENAME_NOREPLACE)
+		if err != unix.EINVAL { // this file system cannot, as NFS
+			return err
+		}
+		switch there, err := to.exists(newName); {
+		case err != nil:
+			return err
+		case there:
+			return unix.EEXIST
+		}
+		return unix.Renameat(d.fd(), name, to.fd(), newName)
+	})
+}
+
+// writeFile makes or replaces name with data, synced, but not its entry.
+func (d *dir) writeFile(name string, data []byte) error {
+	if err := d.remove(name); err != nil { // a new inode: never a second fsync of a failed one
+		return err
+	}
+	f, err := d.create(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	err = faults.Do(faults.Write, "write "+name, func() error { _, err := f.Write(data); return err })
+	if err == nil {
+		err = faults.Do(faults.Sync, "sync "+name, f.Sync)
+	}
+	if err != nil {
+		_ = d.remove(name)
+	}
+	return err
+}
+
+// readFile returns the bytes of a sidecar or marker.
+func (d *dir) readFile(name string) ([]byte, error) {
+	f, err := d.open(name, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > maxRecord {
+		return nil, errs.New(errs.Corrupt, "dir.read", name, "%d bytes, at most %d are a record", info.Size(), maxRecord)
+	}
+	data := make([]byte, info.Size())
+	n, err := f.ReadAt(data, 0)
+	if n < len(data) {
+		return nil, err
+	}
+	return data, nil
+}
+
+// sync makes the directory's entries survive power loss. Callers that wait
+// while an fsync runs share the next one, which sees all that they did.
+func (d *dir) sync() error {
+	d.mu.Lock()
+	round, leads := d.next, d.next == nil
+	if leads {
+		round = &syncRound{done: make(chan struct{})}
+		d.next = round
+	}
+	d.mu.Unlock()
+	if leads {
+		d.turn.Lock()
+		d.mu.Lock()
+		d.next = nil
+		d.mu.Unlock()
+		round.err = faults.Do(faults.Sync, "sync directory", d.f.Sync)
+		d.turn.Unlock()
+		close(round.done)
+	}
+	<-round.done
+	return round.err
+}
+
+// each calls visit with the entries of d until it returns false.
+func (d *dir) each(ctx context.Context, visit func(name string) bool) error {
+	f, err := d.openat(".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for {
+		names, err := f.Readdirnames(512)
+		for _, name := range names {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if !visit(name) {
+				return nil
+			}
+		}
+		if len(names) == 0 {
+			return ignoring(io.EOF, err)
+		}
+	}
+}
+
+// backendID names a file: its inode and birth time. Both stay for the life of
+// the file, across renames, writes and reboots, and no other file of the file
+// system ever has both, though inode numbers are used again. A file restored
+// from a backup is another file.
+func backendID(st unix.Statx_t) string {
+	id := "ino:" + strconv.FormatUint(st.Ino, 10)
+	if st.Mask&unix.STATX_BTIME != 0 {
+		id += "." + strconv.FormatInt(st.Btime.Sec*1e9+int64(st.Btime.Nsec), 36)
+	}
+	return id
+}
+
+func isRegular(st unix.Statx_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFREG }
+
+func ignoring(expected, err error) error {
+	if errors.Is(err, expected) {
+		return nil
+	}
+	return err
+}

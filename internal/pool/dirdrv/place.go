@@ -1,0 +1,262 @@
+package dirdrv
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/faults"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
+)
+
+// poolMode lets QEMU's user reach a volume whose name it was told, and nobody
+// list the pool.
+const poolMode = 0o711
+
+// isMarkerOf reports whether the marker is that of pool id. Its bytes are the
+// pool package's, but a marker carries its pool's id as text and no other's.
+func isMarkerOf(marker []byte, id disk.PoolID) bool {
+	return id != "" && bytes.Contains(marker, []byte(id))
+}
+
+// openPlace opens the directory at c.Path after checking that it can be
+// trusted with volumes.
+func openPlace(op string, c driver.Config) (*dir, error) {
+	if !filepath.IsAbs(c.Path) {
+		return nil, errs.New(errs.Invalid, op, c.Path, "the path of a pool must be absolute")
+	}
+	path := filepath.Clean(c.Path)
+	info, err := os.Lstat(path)
+	switch {
+	case isNotExist(err):
+		return nil, errs.New(errs.Unavailable, op, path, "there is no such directory: its file system is not mounted?")
+	case err != nil:
+		return nil, failed(op, path, err)
+	case info.Mode()&os.ModeSymlink != 0:
+		return nil, errs.New(errs.Unsafe, op, path, "is a symlink, which could come to point elsewhere").WithHint("name the directory it leads to")
+	case !info.IsDir():
+		return nil, errs.New(errs.Invalid, op, path, "is not a directory")
+	}
+	d, err := openDir(path)
+	if err != nil {
+		return nil, failed(op, path, err)
+	}
+	if err := checkTrust(op, path, d); err != nil {
+		_ = d.close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// checkTrust refuses a directory whose entries somebody else could replace.
+func checkTrust(op, path string, d *dir) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(d.fd(), &st); err != nil {
+		return failed(op, path, err)
+	}
+	if uid := int(st.Uid); uid != 0 && uid != os.Geteuid() {
+		return errs.New(errs.Unsafe, op, path, "the directory belongs to user %d, who could replace volumes", uid).
+			WithHint("chown it to root or to the user that runs tarnd")
+	}
+	if st.Mode&unix.S_IWOTH != 0 && st.Mode&unix.S_ISVTX == 0 {
+		return errs.New(errs.Unsafe, op, path, "everybody can write the directory").WithHint("chmod o-w %s", path)
+	}
+	return nil
+}
+
+// prepare implements driver.Type.Prepare. It makes the path's last component
+// if it is missing.
+func prepare(ctx context.Context, c driver.Config, marker []byte) error {
+	const op = "pool.prepare"
+	if err := ctx.Err(); err != nil {
+		return failed(op, c.Path, err)
+	}
+	if !isMarkerOf(marker, c.ID) || len(marker) > maxRecord {
+		return errs.New(errs.Internal, op, c.Path, "the marker (%d bytes) does not name pool %q", len(marker), c.ID)
+	}
+	made, err := makePlace(op, c)
+	if err != nil {
+		return failed(op, c.Path, err)
+	}
+	d, err := openPlace(op, c)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	return failed(op, c.Path, fill(op, d, c, marker, made))
+}
+
+// makePlace makes the directory if there is nothing at its path.
+func makePlace(op string, c driver.Config) (made bool, err error) {
+	if !filepath.IsAbs(c.Path) {
+		return false, nil // openPlace says so
+	}
+	path := filepath.Clean(c.Path)
+	if _, err := os.Lstat(path); !isNotExist(err) {
+		return false, nil
+	}
+	if _, err := os.Stat(filepath.Dir(path)); isNotExist(err) {
+		return false, errs.New(errs.NotFound, op, path, "there is no directory %s to make it in", filepath.Dir(path))
+	}
+	return true, faults.Do(faults.Create, "mkdir "+path, func() error { return os.Mkdir(path, poolMode) })
+}
+
+// fill puts marker and .tarn-tmp into d, the marker last: with it the pool is.
+func fill(op string, d *dir, c driver.Config, marker []byte, made bool) error {
+	old, err := d.readFile(markerName)
+	if err == nil && !isMarkerOf(old, c.ID) {
+		return errs.New(errs.Conflict, op, c.Path, "the directory is another pool's").
+			WithHint("take it over with \"tarn pool import\", or choose another directory")
+	}
+	if err != nil && !isNotExist(err) {
+		return err
+	}
+	written := err == nil
+	p := &pool{path: c.Path, owner: c.Owner, root: d}
+	if made {
+		if err := faults.Do(faults.Ioctl, "chmod "+c.Path, func() error { return d.f.Chmod(poolMode) }); err != nil { // against the umask
+			return err
+		}
+		if f, err := d.create(madeName); err != nil {
+			return err
+		} else {
+			f.Close()
+		}
+	}
+	if err := p.openTmp(); err != nil {
+		return err
+	}
+	defer p.tmp.close()
+	if !written {
+		if err := p.put(markerName, marker); err != nil {
+			return err
+		}
+	}
+	return syncParent(c.Path)
+}
+
+// syncParent makes the directory's own entry durable. A parent that the daemon
+// may not read it cannot sync, nor can it have made anything there.
+func syncParent(path string) error {
+	f, err := os.Open(filepath.Dir(filepath.Clean(path)))
+	if errors.Is(err, os.ErrPermission) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return faults.Do(faults.Sync, "sync parent of "+path, f.Sync)
+}
+
+// marker implements driver.Type.Marker.
+func marker(ctx context.Context, c driver.Config) ([]byte, error) {
+	const op = "pool.marker"
+	if err := ctx.Err(); err != nil {
+		return nil, failed(op, c.Path, err)
+	}
+	d, err := openPlace(op, c)
+	if err != nil {
+		return nil, err
+	}
+	defer d.close()
+	data, err := d.readFile(markerName)
+	if isNotExist(err) {
+		return nil, errs.New(errs.NotFound, op, c.Path, "the directory is no pool: it has no %s", markerName)
+	}
+	return data, failed(op, c.Path, err)
+}
+
+// remove implements driver.Type.Remove. The marker goes last but for the
+// directory itself, which goes only if prepare made it and it is empty.
+func remove(ctx context.Context, c driver.Config) error {
+	const op = "pool.remove"
+	if err := ctx.Err(); err != nil {
+		return failed(op, c.Path, err)
+	}
+	d, err := openPlace(op, c)
+	if errors.Is(err, errs.Unavailable) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	data, err := d.readFile(markerName)
+	switch {
+	case err == nil && !isMarkerOf(data, c.ID):
+		return errs.New(errs.Conflict, op, c.Path, "the directory is another pool's")
+	case err == nil:
+		err = empty(ctx, op, d, c)
+	case isNotExist(err):
+		err = nil
+	}
+	if err == nil {
+		err = unmake(d, c.Path)
+	}
+	return failed(op, c.Path, err)
+}
+
+// empty takes all that tarn made out of the pool at d, the marker last.
+func empty(ctx context.Context, op string, d *dir, c driver.Config) error {
+	p := &pool{path: c.Path, root: d}
+	for r, err := range p.Sidecars(ctx) {
+		if err == nil {
+			err = errs.New(errs.Conflict, op, c.Path, "the pool holds the volume %s", r.Name)
+		}
+		return err
+	}
+	if there, err := d.exists(tmpName); err != nil {
+		return err
+	} else if there {
+		if err := removeTmp(ctx, d); err != nil {
+			return err
+		}
+	}
+	if err := d.remove(markerName); err != nil {
+		return err
+	}
+	return d.sync()
+}
+
+func removeTmp(ctx context.Context, d *dir) error {
+	tmp, err := d.sub(tmpName)
+	if err != nil {
+		return err
+	}
+	defer tmp.close()
+	var names []string
+	if err := tmp.each(ctx, func(name string) bool { names = append(names, name); return true }); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := tmp.remove(name); err != nil {
+			return err
+		}
+	}
+	return faults.Do(faults.Unlink, "rmdir "+tmpName, func() error { return unix.Unlinkat(d.fd(), tmpName, unix.AT_REMOVEDIR) })
+}
+
+// unmake removes a directory that prepare made, unless something is in it.
+func unmake(d *dir, path string) error {
+	if made, err := d.exists(madeName); err != nil || !made {
+		return err
+	}
+	if err := d.remove(madeName); err != nil {
+		return err
+	}
+	err := faults.Do(faults.Unlink, "rmdir "+path, func() error { return unix.Rmdir(path) })
+	for _, e := range []error{unix.ENOTEMPTY, unix.EEXIST, unix.EBUSY, unix.EACCES} {
+		err = ignoring(e, err)
+	}
+	if err != nil {
+		return err
+	}
+	return syncParent(path)
+}
