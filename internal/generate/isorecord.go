@@ -2,7 +2,6 @@ package generate
 
 import (
 	"encoding/binary"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -126,28 +125,29 @@ func shortTime(t time.Time) []byte {
 	return []byte{byte(t.Year() - 1900), byte(t.Month()), byte(t.Day()), byte(t.Hour()), byte(t.Minute()), byte(t.Second()), 0}
 }
 
-// identify gives siblings their identifiers in a view, unique among them.
+// identify gives siblings their identifiers in a view, unique among them for
+// readers that ignore case.
 func identify(siblings []*node, view int) {
+	name, encode := shortName, func(s string) []byte { return []byte(s) }
+	if view == joliet {
+		name, encode = jolietName, ucs2
+	}
 	used, next := map[string]bool{}, map[string]int{}
 	for _, n := range siblings {
-		name := shortName
-		if view == joliet {
-			name = jolietName
-		}
-		first := string(name(n, 0))
-		id := first
-		for i := next[first]; used[id]; {
+		id := name(n, 0)
+		first := strings.ToLower(id)
+		for i := next[first]; used[strings.ToLower(id)]; {
 			i++
-			id, next[first] = string(name(n, i)), i
+			id, next[first] = name(n, i), i
 		}
-		used[id] = true
-		n.views[view].id = []byte(id)
+		used[strings.ToLower(id)] = true
+		n.views[view].id = encode(id)
 	}
 }
 
 // shortName returns the identifier of n at interchange level 1, eight
 // characters and an extension of three, the i-th of its kind.
-func shortName(n *node, i int) []byte {
+func shortName(n *node, i int) string {
 	base, ext := n.name, ""
 	if dot := strings.LastIndexByte(base, '.'); dot > 0 && !n.dir {
 		base, ext = base[:dot], base[dot+1:]
@@ -158,9 +158,9 @@ func shortName(n *node, i int) []byte {
 		base = base[:min(len(base), 8-len(tail))] + tail
 	}
 	if n.dir {
-		return []byte(base)
+		return base
 	}
-	return []byte(base + "." + ext + ";1")
+	return base + "." + ext + ";1"
 }
 
 // dCharacters returns at most n of the characters that every reader of
@@ -178,10 +178,10 @@ func dCharacters(s string, n int) string {
 
 // jolietName returns the Joliet identifier of n, at most 64 characters of
 // UCS-2, the i-th of its kind.
-func jolietName(n *node, i int) []byte {
+func jolietName(n *node, i int) string {
 	units := utf16.Encode([]rune(n.name))
 	for j, u := range units {
-		if u < ' ' || strings.ContainsRune(`*/:;?\`, rune(u)) {
+		if strings.ContainsRune(`*/:;?\`, rune(u)) {
 			units[j] = '_'
 		}
 	}
@@ -189,18 +189,16 @@ func jolietName(n *node, i int) []byte {
 	if i > 0 {
 		tail = "~" + strconv.Itoa(i)
 	}
-	units = slices.Clone(units[:min(len(units), 64-len(tail))])
-	units = append(units, utf16.Encode([]rune(tail))...)
-	if !n.dir {
-		units = append(units, ';', '1')
+	id := string(utf16.Decode(units[:min(len(units), 64-len(tail))])) + tail
+	if n.dir {
+		return id
 	}
-	return bigEndian(units)
+	return id + ";1"
 }
 
-func ucs2(s string) []byte { return bigEndian(utf16.Encode([]rune(s))) }
-
-func bigEndian(units []uint16) (b []byte) {
-	for _, u := range units {
+// ucs2 encodes s big-endian.
+func ucs2(s string) (b []byte) {
+	for _, u := range utf16.Encode([]rune(s)) {
 		b = binary.BigEndian.AppendUint16(b, u)
 	}
 	return b
