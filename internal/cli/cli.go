@@ -1,0 +1,295 @@
+// Package cli is the command line of tarn: grammar, sizes, tables, progress
+// and exit codes on top of the client. It opens the files that a user names,
+// with the user's rights. It refuses to know storage: every decision about
+// pools, images and disks is the daemon's.
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/client"
+	"github.com/tarn-storage/tarn/errs"
+)
+
+// Streams are the standard streams of one run.
+type Streams struct {
+	In, Out, Err *os.File
+}
+
+// app is one run of the command line.
+type app struct {
+	Streams
+	socket string
+	remote client.Remote
+	output string // table, json
+	quiet  bool
+
+	conn *client.Client
+}
+
+// exit ends a run with a status and without a message: what there was to say
+// was printed.
+type exit int
+
+func (e exit) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// Run runs one command line, without the program's name, and returns the exit
+// status. When ctx ends it stops waiting; what the daemon does goes on.
+func Run(ctx context.Context, args []string, s Streams) int {
+	a := &app{Streams: s, output: "table"}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetIn(s.In)
+	root.SetOut(s.Out)
+	root.SetErr(s.Err)
+	err := root.ExecuteContext(ctx)
+	if a.conn != nil {
+		a.conn.Close()
+	}
+	var code exit
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &code):
+		return int(code)
+	}
+	var e *errs.Error
+	if !errors.As(err, &e) { // only cobra's own errors have no kind: the grammar's
+		e = usage("%s", err).WithHint("see %s --help", path(root, args))
+	}
+	printError(s.Err, e, wantsJSON(args))
+	return Status(e.Kind)
+}
+
+// path returns the command that args name, as far as they do.
+func path(root *cobra.Command, args []string) string {
+	cmd, _, err := root.Find(args)
+	if err != nil {
+		return root.Name()
+	}
+	return cmd.CommandPath()
+}
+
+// wantsJSON reports whether args ask for JSON, also when they cannot be parsed.
+func wantsJSON(args []string) bool {
+	for i, s := range args {
+		switch {
+		case s == "--":
+			return false
+		case s == "-ojson", s == "-o=json", s == "--output=json":
+			return true
+		case (s == "-o" || s == "--output") && i+1 < len(args) && args[i+1] == "json":
+			return true
+		}
+	}
+	return false
+}
+
+// printError writes err as one line, with its hint on a second one, or as JSON.
+func printError(w io.Writer, e *errs.Error, asJSON bool) {
+	if asJSON {
+		text, _ := json.Marshal(api.ErrorBody{Error: api.ErrorOf(e)}) // strings only: cannot fail
+		fmt.Fprintf(w, "%s\n", text)
+		return
+	}
+	subject := ""
+	if e.Subject != "" && !strings.Contains(e.Message, strings.Trim(e.Subject, `"`)) {
+		subject = e.Subject + ": "
+	}
+	class := ""
+	if e.Class != "" {
+		class = " [" + e.Class + "]"
+	}
+	fmt.Fprintf(w, "tarn: %s\n", printable(subject+e.Message+class))
+	if e.Hint != "" {
+		fmt.Fprintf(w, "hint: %s\n", printable(e.Hint))
+	}
+}
+
+// printable replaces what could move a terminal's cursor or begin a new line.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' {
+			return ' '
+		}
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// usage is an error of the command line itself.
+func usage(format string, args ...any) *errs.Error {
+	return errs.New(errs.Invalid, "cli", "", format, args...)
+}
+
+// client returns the client of the run.
+func (a *app) client() (*client.Client, error) {
+	if a.conn != nil {
+		return a.conn, nil
+	}
+	if a.remote.URL == "" {
+		a.conn = client.New(client.Search{Socket: a.socket, Env: os.Getenv("TARN_SOCKET"), RuntimeDir: os.Getenv("XDG_RUNTIME_DIR")})
+		return a.conn, nil
+	}
+	c, err := client.NewRemote(a.remote)
+	a.conn = c
+	return c, err
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "tarn",
+		Short: "Keep the disks of virtual machines in storage pools",
+		Long: "tarn keeps the disks of virtual machines in storage pools: it imports images, makes the disks of\n" +
+			"instances from them, grows, attaches, exports and deletes those disks. This command talks to tarnd.\n\n" +
+			"Objects are named by name or id, disks also by serial or INSTANCE/root, INSTANCE/data0. Sizes are\n" +
+			"bytes or 512M, 20G, 1T (powers of 1024). Exit status: 0 done, 1 internal, 2 usage, 3 not found,\n" +
+			"4 conflict or exists, 5 refused as unsafe, 6 no space, 7 busy, 8 unavailable, 9 cancelled, 10 corrupt.",
+		Example:           "  tarn pool create fast --driver dir --path /srv/tarn/fast\n  tarn image import debian12 debian12.qcow2 --format qcow2\n  tarn instance create web1 --root debian12:20G --data 100G",
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		Args:              noVerb,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&a.socket, "socket", "", "the daemon's unix socket (else TARN_SOCKET, then the usual places)")
+	f.StringVar(&a.remote.URL, "url", os.Getenv("TARN_URL"), "a daemon on TCP, https://HOST:PORT (TARN_URL)")
+	f.StringVar(&a.remote.Cert, "cert", os.Getenv("TARN_CERT"), "client certificate for --url (TARN_CERT)")
+	f.StringVar(&a.remote.Key, "key", os.Getenv("TARN_KEY"), "key of the client certificate (TARN_KEY)")
+	f.StringVar(&a.remote.CA, "ca", os.Getenv("TARN_CA"), "certificates that may sign the daemon's (TARN_CA)")
+	f.VarP(newChoice(&a.output, "table", "json"), "output", "o", "output: table or json")
+	f.BoolVarP(&a.quiet, "quiet", "q", false, "print ids only")
+	root.AddCommand(a.poolCommand(), a.imageCommand(), a.cacheCommand(), a.instanceCommand(), a.diskCommand(),
+		a.volumeCommand(), a.operationCommand(), a.doctorCommand(), a.eventsCommand(), a.versionCommand(),
+		completionCommand(), manCommand())
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	return root
+}
+
+// verb is what a command of the tree is made from.
+type verb struct {
+	use      string // "create NAME"
+	aliases  []string
+	short    string
+	long     string // more than short says
+	example  string
+	args     []string // what each positional argument is called
+	complete []func(context.Context, *client.Client) ([]string, error)
+	run      func(ctx context.Context, c *client.Client, args []string) error
+}
+
+// command makes a command that talks to the daemon.
+func (a *app) command(v verb) *cobra.Command {
+	long := v.short + "."
+	if v.long != "" {
+		long += "\n\n" + v.long
+	}
+	return &cobra.Command{
+		Use: v.use, Aliases: v.aliases, Short: v.short, Long: long, Example: indent(v.example),
+		Args:              exactly(v.args),
+		ValidArgsFunction: a.completion(v.complete),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			return kinded(v.run(cmd.Context(), c, args))
+		},
+	}
+}
+
+// noun makes a command that only groups others.
+func noun(use, short, long string, verbs ...*cobra.Command) *cobra.Command {
+	examples := make([]string, 0, len(verbs))
+	for _, v := range verbs {
+		if first, _, _ := strings.Cut(v.Example, "\n"); first != "" {
+			examples = append(examples, first)
+		}
+	}
+	cmd := &cobra.Command{
+		Use: use, Short: short, Long: short + ".\n\n" + long, Example: strings.Join(examples, "\n"),
+		Args: noVerb,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return usage("%s needs a verb", cmd.CommandPath()).WithHint("see %s --help", cmd.CommandPath())
+		},
+	}
+	cmd.AddCommand(verbs...)
+	return cmd
+}
+
+// noVerb refuses arguments of a command that only groups others.
+func noVerb(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	e := usage("%s has no command %q", cmd.CommandPath(), args[0])
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return e.WithHint("did you mean %s?", strings.Join(near, " or "))
+	}
+	return e.WithHint("see %s --help", cmd.CommandPath())
+}
+
+// exactly asks for the named positional arguments, none of them empty.
+func exactly(names []string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		hint := "usage: " + cmd.UseLine()
+		if len(args) < len(names) {
+			return usage("%s needs %s", cmd.CommandPath(), strings.Join(names[len(args):], " and ")).WithHint("%s", hint)
+		}
+		if len(args) > len(names) {
+			return usage("%s does not take the argument %q", cmd.CommandPath(), args[len(names)]).WithHint("%s", hint)
+		}
+		if i := slices.Index(args, ""); i >= 0 {
+			return usage("%s is empty", names[i]).WithHint("%s", hint)
+		}
+		return nil
+	}
+}
+
+func indent(s string) string { return "  " + strings.ReplaceAll(s, "\n", "\n  ") }
+
+// terminal reports whether f is one.
+func terminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
+
+// choice is a flag whose value is one of a few words.
+type choice struct {
+	value *string
+	words []string
+}
+
+func newChoice(value *string, words ...string) *choice { return &choice{value, words} }
+
+// String returns the present value.
+func (c *choice) String() string {
+	if c.value == nil {
+		return ""
+	}
+	return *c.value
+}
+
+// Set accepts one of the words.
+func (c *choice) Set(s string) error {
+	if !slices.Contains(c.words, s) {
+		return fmt.Errorf("must be one of %s", strings.Join(c.words, ", "))
+	}
+	*c.value = s
+	return nil
+}
+
+// Type is what help calls the value.
+func (c *choice) Type() string { return strings.Join(c.words, "|") }

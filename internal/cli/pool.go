@@ -1,0 +1,250 @@
+package cli
+
+import (
+	"context"
+	"path/filepath"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/client"
+	"github.com/tarn-storage/tarn/errs"
+)
+
+func (a *app) poolCommand() *cobra.Command {
+	return noun("pool", "Manage storage pools",
+		"A pool is storage that an administrator sets aside, served by one driver. Pools on one file system\n"+
+			"share a capacity domain: its space is counted once, and overcommit and reserve belong to it.",
+		a.poolCreate(), a.poolList(), a.poolShow(), a.poolStart(), a.poolStop(), a.poolSet(), a.poolRename(), a.poolImport(), a.poolDelete())
+}
+
+func (a *app) poolCreate() *cobra.Command {
+	var f changing
+	var p api.PoolCreate
+	cmd := f.add(a.command(verb{
+		use: "create NAME --driver dir --path DIR", short: "Set a directory aside as a pool", args: []string{"NAME"}, complete: []names{none},
+		long:    "The directory is made if it is missing. Files that are in it stay foreign: tarn leaves them alone.",
+		example: "tarn pool create fast --driver dir --path /srv/tarn/fast\ntarn pool create big --driver dir --path /srv/big --overcommit 2 --reserve 50G",
+		run: func(ctx context.Context, c *client.Client, args []string) (err error) {
+			p.Name = args[0]
+			if p.Path, err = absolute(p.Path); err != nil {
+				return err
+			}
+			if p.Reserve != "" {
+				if p.Reserve, err = parseReserve(p.Reserve); err != nil {
+					return err
+				}
+			}
+			out, err := c.PoolCreate(ctx, f.Options, p)
+			return a.finish(ctx, c, f, out, err, result(a, a.poolGetter(ctx, c), "created"))
+		},
+	}))
+	cmd.Flags().StringVar(&p.Driver, "driver", "", "how the storage is used: dir")
+	cmd.Flags().StringVar(&p.Path, "path", "", "the `DIR`ectory")
+	cmd.Flags().Var(newChoice(&p.DiskFormat, "auto", "raw", "qcow2"), "disk-format", "format of new disks; auto lets the driver choose")
+	cmd.Flags().StringVar(&p.Owner, "owner", "", "`USER:GROUP` that disks belong to, QEMU's (the daemon's own)")
+	cmd.Flags().Float64Var(&p.Overcommit, "overcommit", 0, "promise every byte so many times (1.0)")
+	cmd.Flags().StringVar(&p.Reserve, "reserve", "", "percentage or `SIZE` that is never promised (5%)")
+	_ = cmd.MarkFlagRequired("driver")
+	_ = cmd.MarkFlagRequired("path")
+	return cmd
+}
+
+func absolute(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	p, err := filepath.Abs(path)
+	return p, errs.Wrap(err, "cli", path)
+}
+
+func (a *app) poolGetter(ctx context.Context, c *client.Client) func(string) (api.Pool, error) {
+	return func(id string) (api.Pool, error) { return c.Pool(ctx, id) }
+}
+
+func (a *app) poolList() *cobra.Command {
+	return a.command(verb{
+		use: "list", aliases: []string{"ls"}, short: "List pools", example: "tarn pool list\ntarn pool list -o json",
+		run: func(ctx context.Context, c *client.Client, _ []string) error {
+			l, err := c.Pools(ctx, everything)
+			if err != nil {
+				return err
+			}
+			return printList(a, l, func(p api.Pool) string { return p.ID }, "NAME DRIVER STATE CAPACITY COMMITTED AVAILABLE PATH", func(p api.Pool) []string {
+				return []string{p.Name, p.Driver, p.State, size(p.Capacity), size(p.Committed), size(p.Available), p.Path}
+			})
+		},
+	})
+}
+
+func (a *app) poolShow() *cobra.Command {
+	return a.command(verb{
+		use: "show POOL", aliases: []string{"info"}, short: "Show a pool", args: []string{"POOL"}, complete: []names{poolNames},
+		example: "tarn pool show fast\ntarn pool show fast -o json",
+		run: func(ctx context.Context, c *client.Client, args []string) error {
+			p, err := c.Pool(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return a.printObject(p, p.ID, poolFields(p))
+		},
+	})
+}
+
+func poolFields(p api.Pool) []field {
+	shares := ""
+	for i, name := range p.SharesWith {
+		if i > 0 {
+			shares += ", "
+		}
+		shares += name
+	}
+	foreign := size(p.Foreign)
+	if !p.ForeignAt.IsZero() {
+		foreign += " at " + when(p.ForeignAt)
+	}
+	return []field{
+		{"name", p.Name}, {"id", p.ID}, {"driver", p.Driver}, {"state", p.State}, {"path", p.Path}, {"owner", p.Owner},
+		{"disk format", p.DiskFormat}, {"identity", p.Identity}, {"domain", p.Domain}, {"shares with", shares},
+		{"capacity", size(p.Capacity)}, {"provisioned", size(p.Provisioned)}, {"committed", size(p.Committed)},
+		{"allocated", size(p.Allocated)}, {"foreign", foreign}, {"reserved", size(p.Reserved)}, {"available", size(p.Available)},
+		{"overcommit", strconv.FormatFloat(p.Overcommit, 'f', -1, 64)}, {"created", when(p.CreatedAt)},
+	}
+}
+
+func (a *app) poolStart() *cobra.Command {
+	var f changing
+	return f.add(a.command(verb{
+		use: "start POOL", short: "Make a stopped pool active", args: []string{"POOL"}, complete: []names{poolNames}, example: "tarn pool start fast",
+		run: func(ctx context.Context, c *client.Client, args []string) error {
+			out, err := c.PoolStart(ctx, f.Options, args[0])
+			return a.finish(ctx, c, f, out, err, result(a, a.poolGetter(ctx, c), "started"))
+		},
+	}))
+}
+
+func (a *app) poolStop() *cobra.Command {
+	var f changing
+	return f.add(a.command(verb{
+		use: "stop POOL", short: "Make a pool inactive", args: []string{"POOL"}, complete: []names{poolNames}, example: "tarn pool stop fast",
+		long: "Nothing is read from or written to an inactive pool.",
+		run: func(ctx context.Context, c *client.Client, args []string) error {
+			out, err := c.PoolStop(ctx, f.Options, args[0])
+			return a.finish(ctx, c, f, out, err, result(a, a.poolGetter(ctx, c), "stopped"))
+		},
+	}))
+}
+
+func (a *app) poolSet() *cobra.Command {
+	var f changing
+	var overcommit float64
+	var reserve, format string
+	var cmd *cobra.Command
+	cmd = f.add(a.command(verb{
+		use: "set POOL", short: "Change a pool's settings", args: []string{"POOL"}, complete: []names{poolNames},
+		long:    "Overcommit and reserve belong to the capacity domain: they change for all its pools, which are named.",
+		example: "tarn pool set fast --overcommit 1.5\ntarn pool set fast --disk-format qcow2",
+		run: func(ctx context.Context, c *client.Client, args []string) (err error) {
+			var set api.PoolSet
+			if cmd.Flags().Changed("overcommit") {
+				set.Overcommit = &overcommit
+			}
+			if cmd.Flags().Changed("reserve") {
+				if reserve, err = parseReserve(reserve); err != nil {
+					return err
+				}
+				set.Reserve = &reserve
+			}
+			if format != "" {
+				set.DiskFormat = &format
+			}
+			if set == (api.PoolSet{}) {
+				return usage("tarn pool set changes nothing without a setting").WithHint("give --overcommit, --reserve or --disk-format")
+			}
+			out, err := c.PoolSet(ctx, f.Options, args[0], set)
+			return a.finish(ctx, c, f, out, err, a.poolIsSet(ctx, c))
+		},
+	}))
+	cmd.Flags().Float64Var(&overcommit, "overcommit", 0, "promise every byte so many times")
+	cmd.Flags().StringVar(&reserve, "reserve", "", "percentage or `SIZE` that is never promised")
+	cmd.Flags().Var(newChoice(&format, "auto", "raw", "qcow2"), "disk-format", "format of new disks")
+	return cmd
+}
+
+// poolIsSet names the other pools that a domain's settings hold for.
+func (a *app) poolIsSet(ctx context.Context, c *client.Client) func(api.Operation) error {
+	return func(op api.Operation) error {
+		p, err := c.Pool(ctx, op.Subject.ID)
+		if err != nil {
+			return err
+		}
+		if err := result(a, func(string) (api.Pool, error) { return p, nil }, "changed")(op); err != nil {
+			return err
+		}
+		for _, other := range p.SharesWith {
+			if err := a.say("overcommit and reserve also hold for pool %s, which shares its capacity", other); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+func (a *app) poolRename() *cobra.Command {
+	var f changing
+	return f.add(a.command(verb{
+		use: "rename POOL NEW", short: "Give a pool another name", args: []string{"POOL", "NEW"}, complete: []names{poolNames, none},
+		example: "tarn pool rename fast nvme",
+		run: func(ctx context.Context, c *client.Client, args []string) error {
+			out, err := c.PoolSet(ctx, f.Options, args[0], api.PoolSet{Name: &args[1]})
+			return a.finish(ctx, c, f, out, err, result(a, a.poolGetter(ctx, c), "renamed to "+args[1]))
+		},
+	}))
+}
+
+func (a *app) poolImport() *cobra.Command {
+	var f changing
+	var p api.PoolImport
+	cmd := f.add(a.command(verb{
+		use: "import --driver dir --path DIR", short: "Take a pool into the records again",
+		long: "A pool describes itself: its images, volumes, instances and disks come back from what stands beside\n" +
+			"them, without looking into any disk. Leases come back unverified.",
+		example: "tarn pool import --driver dir --path /srv/tarn/fast",
+		run: func(ctx context.Context, c *client.Client, _ []string) (err error) {
+			if p.Path, err = absolute(p.Path); err != nil {
+				return err
+			}
+			out, err := c.PoolImport(ctx, f.Options, p)
+			return a.finish(ctx, c, f, out, err, result(a, a.poolGetter(ctx, c), "imported"))
+		},
+	}))
+	cmd.Flags().StringVar(&p.Driver, "driver", "", "how the storage is used: dir")
+	cmd.Flags().StringVar(&p.Path, "path", "", "the `DIR`ectory")
+	_ = cmd.MarkFlagRequired("driver")
+	_ = cmd.MarkFlagRequired("path")
+	return cmd
+}
+
+func (a *app) poolDelete() *cobra.Command {
+	var f changing
+	var keep bool
+	cmd := f.addDestroying(a.command(verb{
+		use: "delete POOL", aliases: []string{"rm"}, short: "Delete a pool", args: []string{"POOL"}, complete: []names{poolNames},
+		long:    "With --keep-data the pool is only forgotten: its bytes stay, and tarn pool import brings it back.",
+		example: "tarn pool delete fast --yes\ntarn pool delete fast --keep-data --yes",
+		run: func(ctx context.Context, c *client.Client, args []string) error {
+			what := "Delete the pool %s?"
+			if keep {
+				what = "Forget the pool %s and keep its data?"
+			}
+			if err := a.destroy(f, what, args[0]); err != nil {
+				return err
+			}
+			out, err := c.PoolDelete(ctx, f.Options, args[0], keep)
+			return a.finish(ctx, c, f, out, err, a.gone("deleted"))
+		},
+	}))
+	cmd.Flags().BoolVar(&keep, "keep-data", false, "forget the pool and leave its bytes where they are")
+	return cmd
+}

@@ -1,0 +1,60 @@
+package cli
+
+import (
+	"errors"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+)
+
+// parseSize reads a disk's size. what names the argument in errors.
+func parseSize(what, s string) (int64, error) {
+	n, err := disk.ParseSize(s)
+	if err == nil {
+		err = disk.CheckSize(n)
+	}
+	return n, about(what, err)
+}
+
+// about names the argument that an error is about.
+func about(what string, err error) error {
+	var e *errs.Error
+	if err == nil || !errors.As(err, &e) {
+		return err
+	}
+	return &errs.Error{Kind: errs.Invalid, Op: "cli", Message: what + ": " + e.Message, Hint: e.Hint, Err: err}
+}
+
+// parseResize reads SIZE or +SIZE: the new size, or by how much to grow.
+func parseResize(s string) (size, by int64, err error) {
+	if more, ok := strings.CutPrefix(s, "+"); ok {
+		by, err = parseSize("SIZE", more)
+		return 0, by, err
+	}
+	size, err = parseSize("SIZE", s)
+	return size, 0, err
+}
+
+// parseReserve reads a reserve, a percentage or a size, and returns it as the
+// daemon takes it: "5%" or bytes.
+func parseReserve(s string) (string, error) {
+	if share, ok := strings.CutSuffix(s, "%"); ok {
+		f, err := strconv.ParseFloat(share, 64)
+		if err != nil || !(f >= 0 && f < 100) {
+			return "", usage("--reserve: %q is not a percentage from 0%% to below 100%%", s)
+		}
+		return s, nil
+	}
+	n, err := disk.ParseSize(s)
+	if err != nil {
+		return "", about("--reserve", err)
+	}
+	return strconv.FormatInt(n, 10), nil
+}
+
+// sizeLike matches what people write when they mean a size, so that "20GB" is
+// told what is wrong with it instead of being taken for an image.
+var sizeLike = regexp.MustCompile(`(?i)^[+-]?[0-9]+([.,][0-9]+)?\s*([KMGTPE]i?)?B?$`)
