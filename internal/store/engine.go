@@ -91,8 +91,25 @@ func (c *conn) all(ctx context.Context, texts ...string) error {
 	return nil
 }
 
-// discard closes the connection for good instead of giving it back to its pool.
+// Close closes the statements, which belong to this connection alone, and gives
+// the connection back to its pool.
+func (c *conn) Close() error {
+	c.closeStatements()
+	return c.Conn.Close()
+}
+
+// discard closes the connection for good.
 func (c *conn) discard() {
+	c.closeStatements()
 	_ = c.Raw(func(any) error { return driver.ErrBadConn })
 	_ = c.Conn.Close()
+}
+
+// closeStatements frees what database/sql does not: SQLite keeps a connection
+// open while it has statements.
+func (c *conn) closeStatements() {
+	for _, s := range c.stmts {
+		_ = s.Close()
+	}
+	clear(c.stmts)
 }

@@ -48,30 +48,39 @@ func Open(ctx context.Context, o Options) (*store.Store, error) {
 		return nil, err
 	}
 	path := filepath.Join(o.Dir, File)
-	if err := prepare(ctx, path); err != nil {
-		_ = lock.Close()
-		return nil, err
+	err = prepare(ctx, path)
+	var e store.Engine
+	if err == nil {
+		e, err = engine(path)
 	}
-	writer, err := open(path)
 	if err != nil {
 		_ = lock.Close()
 		return nil, err
+	}
+	e.OnFull, e.Close = o.OnFull, lock.Close
+	return store.Open(ctx, e)
+}
+
+// engine returns the database at path as the store wants it.
+func engine(path string) (store.Engine, error) {
+	writer, err := open(path)
+	if err != nil {
+		return store.Engine{}, err
 	}
 	reader, err := open(path, "query_only(on)")
 	if err != nil {
 		_ = writer.Close()
-		_ = lock.Close()
-		return nil, err
+		return store.Engine{}, err
 	}
 	writer.SetMaxOpenConns(1)
 	reader.SetMaxOpenConns(readers)
 	reader.SetMaxIdleConns(readers)
-	return store.Open(ctx, store.Engine{
+	return store.Engine{
 		Writer: writer, Reader: reader, Readers: readers,
 		Begin: []string{"BEGIN IMMEDIATE"}, BeginRead: []string{"BEGIN"},
 		Words:    strings.NewReplacer("INT64", "INTEGER", "SERIAL64", "INTEGER PRIMARY KEY"),
-		Classify: classify, OnFull: o.OnFull, Close: lock.Close,
-	})
+		Classify: classify,
+	}, nil
 }
 
 // open returns a pool whose connections all have the same settings. With
