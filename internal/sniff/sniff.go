@@ -35,7 +35,7 @@ const (
 // Guess is one thing that the bytes look like.
 type Guess struct {
 	Name   string         // for people: "qcow2", "VMDK (monolithicSparse or streamOptimized)"
-	Kind   Kind           //
+	Kind   Kind
 	Format diskfmt.Format // the format to claim instead, "" where tarn has none
 }
 

@@ -1,0 +1,85 @@
+package ingest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/tarn-storage/tarn/diskfmt/qcow2/inspect"
+	"github.com/tarn-storage/tarn/errs"
+)
+
+// maxHeader is how much of a qcow2 stream is read to judge its header: the
+// largest first cluster.
+const maxHeader = 2 << 20
+
+// openQcow2 judges size bytes of r, header and tables, and returns a reader of
+// the guest's bytes.
+func (im *intake) openQcow2(ctx context.Context, r io.ReaderAt, size int64) (*inspect.Source, Header, error) {
+	src, rep, err := inspect.Open(ctx, r, size, inspect.Limits{VirtualSize: im.MaxVirtual, Progress: func(int64, int64) {
+		im.count.walked.Add(1)
+	}})
+	if err != nil {
+		return nil, Header{}, hinted(err)
+	}
+	h := qcow2Header(rep)
+	data := rep.DataClusters + rep.CompressedClusters
+	if h.MaxData = rep.VirtualSize; data < rep.VirtualSize/rep.ClusterSize {
+		h.MaxData = data * rep.ClusterSize
+	}
+	return src, h, nil
+}
+
+// judgeQcow2 judges the header alone, of a file that begins with head.
+func (im *intake) judgeQcow2(head []byte, size int64) (Header, error) {
+	rep, err := inspect.Header(bytes.NewReader(head), size, inspect.Limits{VirtualSize: im.MaxVirtual})
+	if err != nil {
+		return Header{}, hinted(err)
+	}
+	h := qcow2Header(rep)
+	h.MaxData = rep.VirtualSize
+	return h, nil
+}
+
+// qcow2Header says what a report found that a user may want to know.
+func qcow2Header(rep inspect.Report) Header {
+	h := Header{Format: "qcow2", VirtualSize: rep.VirtualSize, Features: []string{fmt.Sprintf("version %d", rep.Version), fmt.Sprintf("clusters of %d bytes", rep.ClusterSize)}}
+	for _, f := range []struct {
+		there bool
+		text  string
+	}{
+		{rep.ExtendedL2, "extended L2 entries"},
+		{rep.CompressedClusters > 0, rep.Compression + " compression"},
+		{rep.LazyRefcounts, "lazy refcounts"},
+		{rep.RefcountBits != 16, fmt.Sprintf("refcounts of %d bits", rep.RefcountBits)},
+		{rep.Snapshots > 0, fmt.Sprintf("%d internal snapshots, which are left out", rep.Snapshots)},
+		{rep.Bitmaps > 0, fmt.Sprintf("%d bitmaps, which are left out", rep.Bitmaps)},
+		{rep.LeakedClusters > 0, fmt.Sprintf("%d leaked clusters", rep.LeakedClusters)},
+	} {
+		if f.there {
+			h.Features = append(h.Features, f.text)
+		}
+	}
+	return h
+}
+
+// hints say what to do about a refusal.
+var hints = map[string]string{
+	ClassMismatch: "say --format raw if it is a raw disk",
+	ClassExternal: "flatten the image first: qemu-img convert on the machine it comes from",
+	ClassDirty:    "repair the image first: qemu-img check -r all",
+	ClassCorrupt:  "fetch the image again, or repair it: qemu-img check",
+	ClassOverlap:  "fetch the image again, or repair it: qemu-img check",
+	ClassFeature:  "convert the image first: qemu-img convert -O qcow2",
+	ClassVersion:  "convert the image first: qemu-img convert -O qcow2",
+}
+
+func hinted(err error) error {
+	var e *errs.Error
+	if errors.As(err, &e) && e.Hint == "" && hints[e.Class] != "" {
+		return e.WithHint("%s", hints[e.Class])
+	}
+	return err
+}

@@ -1,0 +1,96 @@
+package ingest
+
+import (
+	"io"
+
+	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/sniff"
+)
+
+// rawFile is a raw source: the file's bytes are the guest's.
+type rawFile struct {
+	descriptor
+	size int64
+}
+
+func (r rawFile) Size() int64 { return r.size }
+
+func (r rawFile) Extent(off int64) (diskfmt.Extent, error) { return r.extent(off, r.size) }
+
+// maxExtents bounds the walk that measures a file's data; what lies behind it
+// counts as data.
+const maxExtents = 200_000
+
+// dataBytes returns an upper bound of how many bytes of r are data.
+func dataBytes(r diskfmt.Reader) (int64, error) {
+	var data int64
+	size := r.Size()
+	off := int64(0)
+	for range maxExtents {
+		if off >= size {
+			return data, nil
+		}
+		e, err := r.Extent(off)
+		if err != nil {
+			return 0, err
+		}
+		if e.Kind != diskfmt.Zero {
+			data += e.Length
+		}
+		off = e.End()
+	}
+	return data + max(0, size-off), nil
+}
+
+// ends returns the first and last bytes of a file, as sniff wants them.
+func ends(r io.ReaderAt, size int64) (head, tail []byte, err error) {
+	head = make([]byte, min(size, sniff.HeadSize))
+	tail = make([]byte, min(size, sniff.TailSize))
+	if _, err = r.ReadAt(head, 0); err == nil {
+		_, err = r.ReadAt(tail, size-int64(len(tail)))
+	}
+	if err == io.EOF {
+		err = errChanged()
+	}
+	return head, tail, err
+}
+
+// checkLooks refuses bytes that look like another format than the one claimed.
+// A raw disk may hold an optical disc, and nothing else that wraps bytes; what
+// partition tables and file systems say is the guest's business.
+func checkLooks(claimed diskfmt.Format, head, tail []byte, size int64) error {
+	for _, g := range sniff.Look(head, tail, size) {
+		switch {
+		case g.Format == claimed, claimed == diskfmt.Raw && g.Kind == sniff.OpticalDisc:
+		case g.Format != "":
+			return refuse(ClassMismatch, "the bytes look like %s, not like %s", g.Name, claimed).
+				WithHint("say --format %s if that is what the image is", g.Format)
+		case g.Kind == sniff.Compressed || g.Kind == sniff.Archive:
+			return refuse(ClassMismatch, "the bytes look like %s, not like %s", g.Name, claimed).
+				WithHint("unpack the image first")
+		case g.Kind == sniff.Encrypted:
+			return refuse(ClassMismatch, "the bytes look like %s, not like %s", g.Name, claimed).
+				WithHint("encrypted images cannot be imported")
+		default:
+			return refuse(ClassMismatch, "the bytes look like %s, not like %s", g.Name, claimed).
+				WithHint("convert the image to raw or qcow2 first")
+		}
+	}
+	return nil
+}
+
+func errChanged() *errs.Error {
+	return errs.New(errs.Conflict, "", "", "the file changed while it was read").
+		WithHint("import it again when nobody writes to it")
+}
+
+func errEmpty() *errs.Error { return refuse(ClassEmpty, "the image has no bytes") }
+
+func errShort(got, want int64) *errs.Error {
+	return refuse(ClassTruncated, "the stream ended after %d of the %d bytes that were announced", got, want)
+}
+
+func errTooLarge(size, limit int64) *errs.Error {
+	return refuse(ClassLimit, "the image has a virtual size of %d bytes, %d is the most", size, limit)
+}
