@@ -14,6 +14,7 @@ import (
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/diskfmt/diskfmttest"
 	"github.com/tarn-storage/tarn/diskfmt/qcow2"
+	"github.com/tarn-storage/tarn/diskfmt/qcow2/inspect"
 )
 
 var _ diskfmt.Mapper = (*qcow2.Reader)(nil)
@@ -170,6 +171,7 @@ type variant struct {
 	ext     bool
 	convert string // options of a conversion of the written image
 	size    int64
+	bitmap  bool
 	snap    bool // internal snapshot in the middle of the writes
 	grow    int64
 }
@@ -199,6 +201,7 @@ func variants() []variant {
 		{name: "ext-2M", cluster: 2 << 20, opts: "extended_l2=on", ext: true},
 		{name: "ext-zlib", cluster: 65536, ext: true, convert: "-c -o extended_l2=on"},
 		{name: "ext-prealloc", cluster: 65536, opts: "extended_l2=on,preallocation=metadata", ext: true},
+		{name: "bitmaps", cluster: 65536, bitmap: true},
 		{name: "snapshots", cluster: 65536, snap: true},
 		{name: "ext-snapshots", cluster: 65536, opts: "extended_l2=on", ext: true, snap: true},
 		{name: "odd-size", cluster: 65536, size: 9<<20 + 512},
@@ -226,6 +229,10 @@ func (v variant) make(t testing.TB, seed uint64) (string, diskfmt.Recorded) {
 		opts += "," + v.opts
 	}
 	tool(t, nil, "qemu-img", "create", "-q", "-f", "qcow2", "-o", opts, file, fmt.Sprint(v.size))
+	if v.bitmap {
+		tool(t, nil, "qemu-img", "bitmap", "--add", "-f", "qcow2", file, "one")
+		tool(t, nil, "qemu-img", "bitmap", "--add", "-f", "qcow2", file, "two")
+	}
 	cmds := scatter(seed, v.size, 120)
 	qemuIO(t, file, cmds[:60]...)
 	if v.snap {
@@ -260,6 +267,16 @@ func TestOpenReadsWhatQEMUWrites(t *testing.T) {
 			ref := toRaw(t, file)
 			r := open(t, file, want)
 			sameBytes(t, "by extents", readAll(t, r, nil), ref)
+			f, size := openFile(t, file)
+			src, rep, err := inspect.Open(t.Context(), f, size, inspect.Limits{})
+			if err != nil {
+				t.Fatalf("inspect.Open: %v", err)
+			}
+			if rep.VirtualSize != want.VirtualSize || rep.ClusterSize != want.ClusterSize || rep.ExtendedL2 != v.ext ||
+				rep.Backing || rep.DataFile || rep.LeakedClusters != 0 || (rep.Snapshots == 2) != v.snap {
+				t.Errorf("inspect.Open reports %+v for a %s image of %d bytes", rep, v.name, want.VirtualSize)
+			}
+			sameBytes(t, "through inspect", readAll(t, src, nil), ref)
 			whole := make([]byte, r.Size())
 			if _, err := r.ReadAt(whole, 0); err != nil {
 				t.Fatal(err)

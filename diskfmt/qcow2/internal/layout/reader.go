@@ -300,6 +300,12 @@ func Subclusters(e, bitmap, i uint64) (diskfmt.ExtentKind, uint64, error) {
 	return kind, min(uint64(bits.TrailingZeros32(^(set >> i))), 32-i), nil
 }
 
+// StoredBytes returns how many bytes of a cluster, from its start, the
+// subclusters marked as data take.
+func StoredBytes(h *Header, bitmap uint64) uint64 {
+	return uint64(bits.Len32(uint32(bitmap))) << (h.ClusterBits - 5)
+}
+
 // slice returns the part of the L2 table at table that maps guest offset pos.
 func (r *Reader) slice(table, pos uint64) (*slice, error) {
 	index := pos >> r.H.ClusterBits & (1<<r.H.L2Bits() - 1)
