@@ -117,6 +117,7 @@ type Call struct {
 
 	progress func(done, total int64, unit string)
 	save     func(ctx context.Context, cursor any) error
+	idle     func(wait func() error) error
 }
 
 // Handler performs one kind of step. All methods are repeatable: a crash may
@@ -228,3 +229,13 @@ func (c *Call) Progress(done, total int64, unit string) {
 // SaveCursor persists where Act could resume after a crash. It costs a
 // transaction.
 func (c *Call) SaveCursor(ctx context.Context, cursor any) error { return c.save(ctx, cursor) }
+
+// Idle runs wait, during which the step does no work of its own: it gives up
+// the place it works in, so that the operations it waits for can never be kept
+// out by those that wait for them.
+func (c *Call) Idle(ctx context.Context, wait func(ctx context.Context) error) error {
+	if c.idle == nil {
+		return wait(ctx)
+	}
+	return c.idle(func() error { return wait(ctx) })
+}

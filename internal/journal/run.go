@@ -126,6 +126,7 @@ func (r *Runner[T]) act(t *task, i int) (*Call, error) {
 		return nil, err
 	}
 	c := r.call(t, i)
+	c.idle = r.idle
 	err := r.guard(t, func() error { return r.o.Handlers[c.Step.Kind].Act(t.ahead, c) })
 	switch {
 	case err == nil:
@@ -136,6 +137,14 @@ func (r *Runner[T]) act(t *task, i int) (*Call, error) {
 		return nil, halted{errClosing}
 	}
 	return nil, err
+}
+
+// idle runs wait outside of the place that its caller holds. It always comes
+// back with a place: act gives it up.
+func (r *Runner[T]) idle(wait func() error) error {
+	r.slots.Release(1)
+	defer r.slots.Acquire(context.Background(), 1) // every other holder gives its place back
+	return wait()
 }
 
 // begin notes that step i's Act begins, unless the operation was turned.
@@ -176,8 +185,9 @@ func (r *Runner[T]) commit(t *task, i int, c *Call) error {
 		if !t.metered() {
 			op.Progress = Progress{Done: int64(i + 1), Total: int64(len(op.Steps)), Unit: "steps"}
 		}
-		if r.irreversible(op, i) {
-			op.Cancel, op.Error = false, nil // too late
+		if op.Cancel { // of an irreversible step that was done first
+			op.Cancel, op.Error = false, nil
+			t.renew()
 		}
 		if last {
 			op.State = Done

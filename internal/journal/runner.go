@@ -361,10 +361,14 @@ func (r *Runner[T]) Cancel(ctx context.Context, id ID) (Operation, error) {
 		}
 		return op, errs.New(errs.Unavailable, "operation.cancel", string(id), "it is run by host %s", op.Owner)
 	}
-	err := r.write(t, func(op *Operation) error { return r.markCancel(t, op) }, nil)
+	var interrupt context.CancelCauseFunc
+	err := r.write(t, func(op *Operation) error {
+		interrupt = t.interrupt
+		return r.markCancel(t, op)
+	}, nil)
 	switch {
 	case err == nil:
-		t.interrupt(errs.New(errs.Cancelled, "operation.run", string(id), "cancelled on request"))
+		interrupt(errs.New(errs.Cancelled, "operation.run", string(id), "cancelled on request"))
 	case errors.Is(err, errNothing):
 		err = nil
 	}

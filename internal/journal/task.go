@@ -43,8 +43,12 @@ func newTask(op Operation) *task {
 func (t *task) detach(ctx context.Context) {
 	t.base = context.WithoutCancel(ctx)
 	t.life, t.stop = context.WithCancelCause(t.base)
-	t.ahead, t.interrupt = context.WithCancelCause(t.life)
+	t.renew()
 }
+
+// renew lets acts go on after a cancel that came too late. The caller holds row,
+// or t is its own.
+func (t *task) renew() { t.ahead, t.interrupt = context.WithCancelCause(t.life) }
 
 // snapshot returns a copy of the operation with its progress at now.
 func (t *task) snapshot(now time.Time) Operation {
