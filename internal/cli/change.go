@@ -13,6 +13,7 @@ import (
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/client"
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/exit"
 )
 
 // changing are the flags of every command that changes something through an
@@ -49,7 +50,7 @@ func (a *app) confirm(yes bool, format string, args ...any) error {
 	if !terminal(a.In) || !terminal(a.Err) {
 		return usage("this destroys something and nobody can be asked").WithHint("add --yes")
 	}
-	fmt.Fprintf(a.Err, "%s [y/N] ", printable(fmt.Sprintf(format, args...)))
+	fmt.Fprintf(a.Err, "%s [y/N] ", exit.Printable(fmt.Sprintf(format, args...)))
 	answer, _ := bufio.NewReader(a.In).ReadString('\n')
 	switch strings.ToLower(strings.TrimSpace(answer)) {
 	case "y", "yes":

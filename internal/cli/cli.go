@@ -6,21 +6,19 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/client"
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/exit"
 )
 
 // Streams are the standard streams of one run.
@@ -39,12 +37,6 @@ type app struct {
 	conn *client.Client
 }
 
-// exit ends a run with a status and without a message: what there was to say
-// was printed.
-type exit int
-
-func (e exit) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
-
 // Run runs one command line, without the program's name, and returns the exit
 // status. When ctx ends it stops waiting; what the daemon does goes on.
 func Run(ctx context.Context, args []string, s Streams) int {
@@ -58,19 +50,27 @@ func Run(ctx context.Context, args []string, s Streams) int {
 	if a.conn != nil {
 		a.conn.Close()
 	}
-	var code exit
-	switch {
-	case err == nil:
+	if err == nil {
 		return 0
-	case errors.As(err, &code):
-		return int(code)
 	}
 	var e *errs.Error
-	if !errors.As(err, &e) { // only cobra's own errors have no kind: the grammar's
-		e = usage("%s", err).WithHint("see %s --help", path(root, args))
+	var code exit.Code
+	if !errors.As(err, &e) && !errors.As(err, &code) { // only cobra's own errors have no kind: the grammar's
+		err = grammar(root, args, err)
 	}
-	printError(s.Err, e, wantsJSON(args))
-	return Status(e.Kind)
+	exit.Print(s.Err, "tarn", err, wantsJSON(args))
+	return exit.Status(err)
+}
+
+// negative matches what the flag parser takes for a bundle of short flags.
+var negative = regexp.MustCompile(`^-[0-9]`)
+
+// grammar makes an error of the command line of what cobra says.
+func grammar(root *cobra.Command, args []string, err error) error {
+	if i := slices.IndexFunc(args, negative.MatchString); i >= 0 {
+		return usage("%s: a size cannot be negative", args[i]).WithHint("give a size above 0, for example 20G")
+	}
+	return usage("%s", err).WithHint("see %s --help", path(root, args))
 }
 
 // path returns the command that args name, as far as they do.
@@ -97,43 +97,20 @@ func wantsJSON(args []string) bool {
 	return false
 }
 
-// printError writes err as one line, with its hint on a second one, or as JSON.
-func printError(w io.Writer, e *errs.Error, asJSON bool) {
-	if asJSON {
-		text, _ := json.Marshal(api.ErrorBody{Error: api.ErrorOf(e)}) // strings only: cannot fail
-		fmt.Fprintf(w, "%s\n", text)
-		return
-	}
-	subject := ""
-	if e.Subject != "" && !strings.Contains(e.Message, strings.Trim(e.Subject, `"`)) {
-		subject = e.Subject + ": "
-	}
-	class := ""
-	if e.Class != "" {
-		class = " [" + e.Class + "]"
-	}
-	fmt.Fprintf(w, "tarn: %s\n", printable(subject+e.Message+class))
-	if e.Hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", printable(e.Hint))
-	}
-}
-
-// printable replaces what could move a terminal's cursor or begin a new line.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' {
-			return ' '
-		}
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
-}
-
 // usage is an error of the command line itself.
 func usage(format string, args ...any) *errs.Error {
 	return errs.New(errs.Invalid, "cli", "", format, args...)
+}
+
+// kinded gives an error without one a kind, so that only the grammar's errors
+// lack it.
+func kinded(err error) error {
+	var e *errs.Error
+	var code exit.Code
+	if err == nil || errors.As(err, &e) || errors.As(err, &code) {
+		return err
+	}
+	return errs.Wrap(err, "cli", "")
 }
 
 // client returns the client of the run.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/client"
+	"github.com/tarn-storage/tarn/internal/exit"
 )
 
 func (a *app) doctorCommand() *cobra.Command {
@@ -25,7 +26,7 @@ func (a *app) doctorCommand() *cobra.Command {
 				return err
 			}
 			if len(r.Problems) > 0 {
-				return exit(statusProblems)
+				return exit.Problems
 			}
 			return nil
 		},

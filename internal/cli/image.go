@@ -10,6 +10,7 @@ import (
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/client"
+	"github.com/tarn-storage/tarn/internal/exit"
 )
 
 func (a *app) imageCommand() *cobra.Command {
@@ -148,7 +149,7 @@ func (a *app) imageInspect() *cobra.Command {
 				return err
 			}
 			if v.Verdict != "accept" {
-				return exit(statusRefused)
+				return exit.Refused
 			}
 			return nil
 		},

@@ -11,6 +11,7 @@ import (
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/exit"
 )
 
 // printJSON writes v the way "-o json" does.
@@ -67,7 +68,7 @@ func printTable(w io.Writer, rows [][]string) error {
 			if cell == "" {
 				cell = "-"
 			}
-			fmt.Fprint(tw, printable(cell))
+			fmt.Fprint(tw, exit.Printable(cell))
 		}
 		fmt.Fprintln(tw)
 	}
@@ -89,7 +90,7 @@ func (a *app) printObject(v any, id string, fields []field) error {
 	tw := tabwriter.NewWriter(a.Out, 0, 0, 2, ' ', 0)
 	for _, f := range fields {
 		if f.value != "" {
-			fmt.Fprintf(tw, "%s:\t%s\n", f.name, printable(f.value))
+			fmt.Fprintf(tw, "%s:\t%s\n", f.name, exit.Printable(f.value))
 		}
 	}
 	return wrote(tw.Flush())
@@ -101,7 +102,7 @@ func (a *app) say(format string, args ...any) error {
 	if a.output == "json" || a.quiet {
 		return nil
 	}
-	_, err := fmt.Fprintln(a.Out, printable(fmt.Sprintf(format, args...)))
+	_, err := fmt.Fprintln(a.Out, exit.Printable(fmt.Sprintf(format, args...)))
 	return wrote(err)
 }
 
