@@ -168,6 +168,7 @@ type Volume struct {
 	ContentSize   int64          `json:"content_size,omitempty"` // bases: bytes that Content covers, before rounding
 	Extents       int64          `json:"extents,omitempty"`      // bases: data extents counted at import
 	Committed     int64          `json:"committed"`              // space it may come to need (I11)
+	Writing       int64          `json:"writing,omitempty"`      // bytes its making will still write (I11 b)
 	Allocated     int64          `json:"allocated"`              // measured, information only
 	BackendID     string         `json:"backend_id,omitempty"`   // the technology's own id of the object
 	Generation    int64          `json:"generation"`             // rises with every sidecar written
