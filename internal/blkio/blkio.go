@@ -39,7 +39,7 @@ func Error(op, subject string, err error) error {
 	if errors.As(err, &e) {
 		return errs.Wrap(err, op, subject)
 	}
-	return errs.New(kindOf(err), op, subject, "%w", err)
+	return errs.New(KindOf(err), op, subject, "%w", err)
 }
 
 // errnoKinds gives system errors their kind, the ones errs.KindOf does not know.
@@ -61,7 +61,8 @@ var errnoKinds = map[syscall.Errno]errs.Kind{
 	syscall.ENXIO:        errs.Unavailable,
 }
 
-func kindOf(err error) errs.Kind {
+// KindOf is errs.KindOf with the system errors that Error knows.
+func KindOf(err error) errs.Kind {
 	var no syscall.Errno
 	if errors.As(err, &no) {
 		if k, ok := errnoKinds[no]; ok {

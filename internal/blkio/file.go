@@ -173,7 +173,7 @@ func (d *File) Sync() error {
 		return ignoringEINTR(func() error { return unix.Fdatasync(int(d.f.Fd())) })
 	})
 	if err != nil && d.failed.Load() == nil {
-		e := errs.New(errs.Unavailable, "file.sync", d.f.Name(), "an earlier sync failed, what was written may be lost: %w", err)
+		e := errs.New(KindOf(err), "file.sync", d.f.Name(), "an earlier sync failed, what was written may be lost: %w", err)
 		d.failed.Store(e)
 	}
 	return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -48,7 +49,7 @@ func (p *pool) Clone(ctx context.Context, s driver.Spec, base driver.Ref) error 
 // reflink makes the empty file dst share all size bytes of src.
 func reflink(dst, src *os.File, size int64) error {
 	if n, err := countExtents(src, fewExtents+1); err != nil || n <= fewExtents {
-		return faults.Do(faults.Ioctl, "clone "+dst.Name(), func() error {
+		return faults.Do(faults.Ioctl, "clone "+filepath.Base(dst.Name()), func() error {
 			return unix.IoctlFileClone(int(dst.Fd()), int(src.Fd()))
 		})
 	}
@@ -57,7 +58,7 @@ func reflink(dst, src *os.File, size int64) error {
 			Src_fd: int64(src.Fd()), Src_offset: uint64(off), Dest_offset: uint64(off),
 			Src_length: uint64(min(cloneStep, size-off)),
 		}
-		err := faults.Do(faults.Ioctl, "clone range "+dst.Name(), func() error {
+		err := faults.Do(faults.Ioctl, "clone range "+filepath.Base(dst.Name()), func() error {
 			return unix.IoctlFileCloneRange(int(dst.Fd()), &r)
 		})
 		if err != nil {

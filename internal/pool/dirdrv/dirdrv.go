@@ -25,7 +25,7 @@ import (
 
 const (
 	markerName    = ".tarn-pool"
-	madeName      = ".tarn-made" // the directory itself was made by Prepare
+	madeName      = ".tarn-made" // says that prepare made the directory itself
 	tmpName       = ".tarn-tmp"
 	ballastName   = "ballast"
 	sidecarSuffix = ".tarn.json"
@@ -96,7 +96,7 @@ func open(ctx context.Context, c driver.Config) (driver.Driver, driver.Capabilit
 
 func openPool(c driver.Config) (*pool, error) {
 	const op = "pool.open"
-	root, err := openPlace(op, c)
+	root, err := openPlace(op, c.Path)
 	if err != nil {
 		return nil, err
 	}

@@ -25,13 +25,13 @@ func isMarkerOf(marker []byte, id disk.PoolID) bool {
 	return id != "" && bytes.Contains(marker, []byte(id))
 }
 
-// openPlace opens the directory at c.Path after checking that it can be
+// openPlace opens the directory at path after checking that it can be
 // trusted with volumes.
-func openPlace(op string, c driver.Config) (*dir, error) {
-	if !filepath.IsAbs(c.Path) {
-		return nil, errs.New(errs.Invalid, op, c.Path, "the path of a pool must be absolute")
+func openPlace(op, path string) (*dir, error) {
+	if !filepath.IsAbs(path) {
+		return nil, errs.New(errs.Invalid, op, path, "the path of a pool must be absolute")
 	}
-	path := filepath.Clean(c.Path)
+	path = filepath.Clean(path)
 	info, err := os.Lstat(path)
 	switch {
 	case isNotExist(err):
@@ -80,35 +80,66 @@ func prepare(ctx context.Context, c driver.Config, marker []byte) error {
 	if !isMarkerOf(marker, c.ID) || len(marker) > maxRecord {
 		return errs.New(errs.Internal, op, c.Path, "the marker (%d bytes) does not name pool %q", len(marker), c.ID)
 	}
-	made, err := makePlace(op, c)
-	if err != nil {
+	if err := makePlace(op, c); err != nil {
 		return failed(op, c.Path, err)
 	}
-	d, err := openPlace(op, c)
+	d, err := openPlace(op, c.Path)
 	if err != nil {
 		return err
 	}
 	defer d.close()
-	return failed(op, c.Path, fill(op, d, c, marker, made))
+	return failed(op, c.Path, fill(op, d, c, marker))
+}
+
+// shadow is the name under which prepare makes a pool's directory and remove
+// unmakes it, so that a directory at the path itself is always known to be
+// tarn's, by the mark in it, or not.
+func shadow(path string) string {
+	dir, name := filepath.Split(filepath.Clean(path))
+	return filepath.Join(dir, "."+name+".tarn-dir")
 }
 
 // makePlace makes the directory if there is nothing at its path.
-func makePlace(op string, c driver.Config) (made bool, err error) {
-	if !filepath.IsAbs(c.Path) {
-		return false, nil // openPlace says so
-	}
+func makePlace(op string, c driver.Config) error {
 	path := filepath.Clean(c.Path)
+	if !filepath.IsAbs(path) {
+		return nil // openPlace says so
+	}
 	if _, err := os.Lstat(path); !isNotExist(err) {
-		return false, nil
+		return nil
 	}
 	if _, err := os.Stat(filepath.Dir(path)); isNotExist(err) {
-		return false, errs.New(errs.NotFound, op, path, "there is no directory %s to make it in", filepath.Dir(path))
+		return errs.New(errs.NotFound, op, path, "there is no directory %s to make it in", filepath.Dir(path))
 	}
-	return true, faults.Do(faults.Create, "mkdir "+path, func() error { return os.Mkdir(path, poolMode) })
+	if _, err := os.Lstat(shadow(path)); isNotExist(err) {
+		if err := faults.Do(faults.Create, "mkdir "+path, func() error { return os.Mkdir(shadow(path), poolMode) }); err != nil {
+			return err
+		}
+	}
+	d, err := openPlace(op, shadow(path))
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	if err := faults.Do(faults.Ioctl, "chmod "+path, func() error { return d.f.Chmod(poolMode) }); err != nil { // against the umask
+		return err
+	}
+	if there, err := d.exists(madeName); err != nil {
+		return err
+	} else if !there {
+		f, err := d.create(madeName)
+		if err != nil {
+			return err
+		}
+		f.Close()
+	}
+	return faults.Do(faults.Rename, "rename to "+path, func() error {
+		return unix.Renameat2(unix.AT_FDCWD, shadow(path), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	})
 }
 
 // fill puts marker and .tarn-tmp into d, the marker last: with it the pool is.
-func fill(op string, d *dir, c driver.Config, marker []byte, made bool) error {
+func fill(op string, d *dir, c driver.Config, marker []byte) error {
 	old, err := d.readFile(markerName)
 	if err == nil && !isMarkerOf(old, c.ID) {
 		return errs.New(errs.Conflict, op, c.Path, "the directory is another pool's").
@@ -119,16 +150,6 @@ func fill(op string, d *dir, c driver.Config, marker []byte, made bool) error {
 	}
 	written := err == nil
 	p := &pool{path: c.Path, owner: c.Owner, root: d}
-	if made {
-		if err := faults.Do(faults.Ioctl, "chmod "+c.Path, func() error { return d.f.Chmod(poolMode) }); err != nil { // against the umask
-			return err
-		}
-		if f, err := d.create(madeName); err != nil {
-			return err
-		} else {
-			f.Close()
-		}
-	}
 	if err := p.openTmp(); err != nil {
 		return err
 	}
@@ -161,7 +182,7 @@ func marker(ctx context.Context, c driver.Config) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, failed(op, c.Path, err)
 	}
-	d, err := openPlace(op, c)
+	d, err := openPlace(op, c.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -174,15 +195,15 @@ func marker(ctx context.Context, c driver.Config) ([]byte, error) {
 }
 
 // remove implements driver.Type.Remove. The marker goes last but for the
-// directory itself, which goes only if prepare made it and it is empty.
+// directory itself, which goes only if prepare made it and nothing is in it.
 func remove(ctx context.Context, c driver.Config) error {
 	const op = "pool.remove"
 	if err := ctx.Err(); err != nil {
 		return failed(op, c.Path, err)
 	}
-	d, err := openPlace(op, c)
+	d, err := openPlace(op, c.Path)
 	if errors.Is(err, errs.Unavailable) {
-		return nil
+		return failed(op, c.Path, dropShadow(op, c.Path))
 	}
 	if err != nil {
 		return err
@@ -198,7 +219,7 @@ func remove(ctx context.Context, c driver.Config) error {
 		err = nil
 	}
 	if err == nil {
-		err = unmake(d, c.Path)
+		err = unmake(ctx, op, d, c.Path)
 	}
 	return failed(op, c.Path, err)
 }
@@ -243,19 +264,42 @@ func removeTmp(ctx context.Context, d *dir) error {
 	return faults.Do(faults.Unlink, "rmdir "+tmpName, func() error { return unix.Unlinkat(d.fd(), tmpName, unix.AT_REMOVEDIR) })
 }
 
-// unmake removes a directory that prepare made, unless something is in it.
-func unmake(d *dir, path string) error {
+// unmake removes the directory if prepare made it, unless something is in it
+// or on it.
+func unmake(ctx context.Context, op string, d *dir, path string) error {
 	if made, err := d.exists(madeName); err != nil || !made {
 		return err
 	}
+	alone := true
+	if err := d.each(ctx, func(name string) bool { alone = name == madeName; return alone }); err != nil {
+		return err
+	}
+	if alone {
+		err := faults.Do(faults.Rename, "rename from "+path, func() error { return os.Rename(path, shadow(path)) })
+		if err == nil {
+			return dropShadow(op, path)
+		}
+		if !errors.Is(err, unix.EBUSY) { // a file system is mounted here
+			return err
+		}
+	}
+	return d.remove(madeName)
+}
+
+// dropShadow removes what remains of a directory that prepare made.
+func dropShadow(op, path string) error {
+	if _, err := os.Lstat(shadow(path)); isNotExist(err) {
+		return nil
+	}
+	d, err := openPlace(op, shadow(path))
+	if err != nil {
+		return err
+	}
+	defer d.close()
 	if err := d.remove(madeName); err != nil {
 		return err
 	}
-	err := faults.Do(faults.Unlink, "rmdir "+path, func() error { return unix.Rmdir(path) })
-	for _, e := range []error{unix.ENOTEMPTY, unix.EEXIST, unix.EBUSY, unix.EACCES} {
-		err = ignoring(e, err)
-	}
-	if err != nil {
+	if err := faults.Do(faults.Unlink, "rmdir "+path, func() error { return unix.Rmdir(shadow(path)) }); err != nil {
 		return err
 	}
 	return syncParent(path)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -80,7 +81,7 @@ func (p *pool) make(id string, s driver.Spec, fill func(f *os.File) error) error
 
 // allocate claims the file's first size bytes.
 func allocate(f *os.File, size int64) error {
-	return faults.Do(faults.Ioctl, "allocate "+f.Name(), func() error {
+	return faults.Do(faults.Ioctl, "allocate "+filepath.Base(f.Name()), func() error {
 		for {
 			if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != unix.EINTR {
 				return err
@@ -151,7 +152,7 @@ func (p *pool) settle(f *os.File, id disk.VolumeID, immutable bool) error {
 	err := faults.Do(faults.Sync, "sync "+string(id), f.Sync)
 	if err != nil {
 		_ = p.tmp.remove(string(id))
-		return errs.New(errs.Unavailable, "volume.sync", string(id), "syncing failed and the volume is lost: %w", err)
+		return errs.New(blkio.KindOf(err), "volume.sync", string(id), "syncing failed and the volume is lost: %w", err)
 	}
 	return nil
 }
@@ -161,7 +162,7 @@ func (p *pool) freeze(f *os.File) error {
 	if err := p.chown(f, 0, p.owner.GID); err != nil {
 		return err
 	}
-	return faults.Do(faults.Ioctl, "chmod "+f.Name(), func() error { return f.Chmod(0o440) })
+	return faults.Do(faults.Ioctl, "chmod "+filepath.Base(f.Name()), func() error { return f.Chmod(0o440) })
 }
 
 // name stores the sidecar, then gives the volume its name, so that at no

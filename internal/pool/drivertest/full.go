@@ -1,0 +1,98 @@
+package drivertest
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
+)
+
+func testFull(t *testing.T, h Harness) {
+	if h.Small == nil {
+		t.Skip("this technology or user has no small storage to fill up")
+	}
+	p := newPoolAt(t, h, h.Small(t))
+	ctx := t.Context()
+	content := pattern(mib)
+	a := p.volume("a", mib, content, false)
+	fill := newRef("")
+	wait := newRef("wait")
+	p.create(wait, mib)
+	u, err := p.Stat(ctx)
+	wantNil(t, "Stat", err)
+	before := h.Residue(t, p.c)
+	wantKind(t, "Create of more than there is", p.Create(ctx, driver.Spec{ID: "big", Size: p.round(2 * u.Capacity), Prealloc: true}), errs.NoSpace)
+	if got := h.Residue(t, p.c); !slices.Equal(got, before) {
+		t.Errorf("a Create without room left %q, before %q", got, before)
+	}
+	p.create(fill, p.round(2*u.Capacity))
+	p.fill(fill)
+
+	p.open() // a full pool starts
+	before = h.Residue(t, p.c)
+	wantKind(t, "Create on a full pool", p.Create(ctx, driver.Spec{ID: "x", Size: 8 * mib, Prealloc: true}), errs.NoSpace)
+	if got := h.Residue(t, p.c); !slices.Equal(got, before) {
+		t.Errorf("a Create on a full pool left %q, before %q", got, before)
+	}
+	if err := p.PutSidecar(ctx, "a", bytes.Repeat([]byte("x"), 512<<10)); err != nil {
+		wantKind(t, "PutSidecar on a full pool", err, errs.NoSpace)
+		if got, err := p.Sidecar(ctx, "a"); err != nil || !bytes.Equal(got, sidecarOf(a)) {
+			t.Errorf("a PutSidecar that failed left %q, %v", got, err)
+		}
+	}
+	if _, err := p.Publish(ctx, wait.ID, "wait", false, sidecarOf(wait)); err != nil {
+		wantKind(t, "Publish on a full pool", err, errs.NoSpace)
+		if _, there := p.names()["wait"]; there {
+			t.Error("a Publish that failed gave the name")
+		}
+	}
+	p.wantBytes(a, content, mib)
+	p.emptyFull(a, fill)
+	_, err = p.Publish(ctx, wait.ID, "wait", false, sidecarOf(wait))
+	wantNil(t, "Publish when there is room again", err)
+}
+
+// fill writes into r until there is no room for a block.
+func (p *pool) fill(r driver.Ref) {
+	p.t.Helper()
+	d := p.device(r, driver.Staged)
+	defer d.Close()
+	off := int64(0)
+	for chunk := mib; chunk >= 4096; chunk /= 16 {
+		for {
+			n, err := d.WriteAt(pattern(chunk), off)
+			off += int64(n)
+			if err != nil {
+				wantKind(p.t, "WriteAt on a full pool", err, errs.NoSpace)
+				break
+			}
+			if off > 1<<32 {
+				p.t.Fatal("4 GiB fitted into the small storage")
+			}
+		}
+	}
+	if err := d.Sync(); err != nil {
+		wantKind(p.t, "Sync on a full pool", err, errs.NoSpace)
+	}
+}
+
+// emptyFull deletes from a full pool, which must work, with the ballast's help
+// if need be.
+func (p *pool) emptyFull(refs ...driver.Ref) {
+	p.t.Helper()
+	b, ok := p.Driver.(driver.Ballast)
+	for _, r := range refs {
+		err := p.Delete(p.t.Context(), r)
+		if errors.Is(err, errs.NoSpace) && ok {
+			wantNil(p.t, "ReleaseBallast", b.ReleaseBallast(p.t.Context()))
+			err = p.Delete(p.t.Context(), r)
+		}
+		wantNil(p.t, "Delete on a full pool", err)
+	}
+	if ok {
+		wantNil(p.t, "RestoreBallast", b.RestoreBallast(p.t.Context()))
+	}
+}

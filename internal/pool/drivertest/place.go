@@ -1,0 +1,211 @@
+package drivertest
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"testing"
+
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/faults"
+	"github.com/tarn-storage/tarn/internal/faults/faultstest"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
+)
+
+func testPlace(t *testing.T, h Harness) {
+	ctx := t.Context()
+	c := h.Place(t)
+	clean := h.Residue(t, c)
+	_, _, err := h.Type.Open(ctx, c)
+	wantKind(t, "Open of what was not prepared", err, errs.Unavailable)
+	if _, err := h.Type.Marker(ctx, c); err == nil {
+		t.Error("Marker of what was not prepared succeeded")
+	}
+	for range 2 {
+		wantNil(t, "Prepare", h.Type.Prepare(ctx, c, Marker(c)))
+	}
+	if got, err := h.Type.Marker(ctx, c); err != nil || !bytes.Equal(got, Marker(c)) {
+		t.Errorf("Marker = %q, %v; want what Prepare wrote", got, err)
+	}
+	other := c
+	other.ID = disk.PoolID(NewID())
+	before := h.Residue(t, c)
+	wantKind(t, "Prepare over another pool", h.Type.Prepare(ctx, other, Marker(other)), errs.Conflict)
+	wantKind(t, "Remove of another pool", h.Type.Remove(ctx, other), errs.Conflict)
+	_, _, err = h.Type.Open(ctx, other)
+	wantKind(t, "Open of another pool", err, errs.Conflict)
+	if got := h.Residue(t, c); !slices.Equal(got, before) {
+		t.Errorf("the refusals left %q, before was %q", got, before)
+	}
+
+	p := &pool{t: t, h: h, c: c}
+	p.open()
+	if n := countEffects(func() { p.open() }); n != 0 {
+		t.Errorf("opening again had %d effects", n)
+	}
+	checkCapabilities(t, h.Type.Capabilities, p.caps)
+	a := p.volume("a", mib, nil, false)
+	p.create(newRef(""), mib) // Remove takes what is staged along
+	wantNil(t, "Close", p.Close())
+	wantKind(t, "Remove of a pool with a volume", h.Type.Remove(ctx, c), errs.Conflict)
+	p.open()
+	p.wantBytes(a, nil, mib)
+	wantNil(t, "Delete", p.Delete(ctx, a))
+	wantNil(t, "Close", p.Close())
+	for range 2 {
+		wantNil(t, "Remove", h.Type.Remove(ctx, c))
+	}
+	if got := h.Residue(t, c); !slices.Equal(got, clean) {
+		t.Errorf("Remove left %q, in the beginning there was %q", got, clean)
+	}
+	if h.Foreign != nil {
+		testForeignPlace(t, h, c)
+	}
+}
+
+// testForeignPlace has objects in the storage that are not tarn's.
+func testForeignPlace(t *testing.T, h Harness, c driver.Config) {
+	ctx := t.Context()
+	wantNil(t, "Prepare", h.Type.Prepare(ctx, c, Marker(c)))
+	h.Foreign(t, c, "theirs")
+	wantNil(t, "Prepare beside a foreign object", h.Type.Prepare(ctx, c, Marker(c)))
+	p := &pool{t: t, h: h, c: c}
+	p.open()
+	if _, there := p.names()["theirs"]; !there || len(p.sidecars()) != 0 {
+		t.Errorf("List yields %v, want the foreign object; sidecars %v", p.names(), p.sidecars())
+	}
+	wantNil(t, "Close", p.Close())
+	wantNil(t, "Remove", h.Type.Remove(ctx, c))
+	if got := h.Residue(t, c); len(got) == 0 {
+		t.Error("Remove took a foreign object away")
+	}
+}
+
+// checkCapabilities compares what is declared with what a pool says.
+func checkCapabilities(t *testing.T, declared, here driver.Capabilities) {
+	t.Helper()
+	if here.Clone != declared.Clone && here.Clone != driver.CloneCopy {
+		t.Errorf("the pool clones by %s, declared is %s", here.Clone, declared.Clone)
+	}
+	if here.SizeUnit <= 0 || here.MaxName < 100 || len(here.Formats) == 0 || here.Snapshot == "" || here.Description == "" {
+		t.Errorf("capabilities lack something: %+v", here)
+	}
+}
+
+func countEffects(f func()) int {
+	var count faultstest.Counter
+	defer faults.Install(&count)()
+	f()
+	return len(count.Effects())
+}
+
+func testStat(t *testing.T, h Harness) {
+	p := newPool(t, h)
+	before, err := p.Stat(t.Context())
+	if err != nil || before.Identity == "" || before.Storage == "" || before.Capacity <= 0 || before.Free <= 0 || before.Free > before.Capacity {
+		t.Fatalf("Stat = %+v, %v", before, err)
+	}
+	wantNil(t, "Create", p.Create(t.Context(), driver.Spec{ID: "big", Size: 64 * mib, Prealloc: true}))
+	after, err := p.Stat(t.Context())
+	if err != nil || after.Free > before.Free-32*mib {
+		t.Errorf("64 MiB were taken and %d are free, before %d; %v", after.Free, before.Free, err)
+	}
+	p.open()
+	if again, err := p.Stat(t.Context()); err != nil || again.Identity != before.Identity || again.Storage != before.Storage {
+		t.Errorf("after a restart the identity is %q in %q, before %q in %q; %v", again.Storage, again.Identity, before.Storage, before.Identity, err)
+	}
+}
+
+func testPhysical(t *testing.T, h Harness) {
+	p := newPool(t, h)
+	ctx := t.Context()
+	ph, ok := p.Driver.(driver.Physical)
+	if !ok {
+		t.Log("the driver does not measure physical bytes")
+		return
+	}
+	measure := func() int64 {
+		t.Helper()
+		n, err := ph.Physical(ctx)
+		wantNil(t, "Physical", err)
+		return n
+	}
+	near := func(what string, got, want int64) {
+		t.Helper()
+		if got < want-mib || got > want+mib {
+			t.Errorf("%s: %d physical bytes, want about %d", what, got, want)
+		}
+	}
+	empty := measure()
+	base := p.volume("base", 32*mib, pattern(32*mib), true)
+	near("a base of 32 MiB", measure()-empty, 32*mib)
+	if p.caps.Clone == driver.CloneReflink {
+		for range 3 {
+			r := newRef("")
+			wantNil(t, "Clone", p.Driver.(driver.Cloner).Clone(ctx, driver.Spec{ID: r.ID, Size: 64 * mib}, base))
+		}
+		near("a base and three clones", measure()-empty, 32*mib)
+	}
+	if h.Foreign != nil {
+		was := measure()
+		h.Foreign(t, p.c, "theirs")
+		if now := measure(); now != was {
+			t.Errorf("with a foreign object %d physical bytes, before %d", now, was)
+		}
+	}
+	if b, ok := p.Driver.(driver.Ballast); ok {
+		for range 2 {
+			wantNil(t, "ReleaseBallast", b.ReleaseBallast(ctx))
+		}
+		without := measure()
+		for range 2 {
+			wantNil(t, "RestoreBallast", b.RestoreBallast(ctx))
+		}
+		if with := measure(); with <= without {
+			t.Errorf("the ballast takes no space: %d bytes with it, %d without", with, without)
+		}
+	}
+}
+
+func testCancelled(t *testing.T, h Harness) {
+	p := newPool(t, h)
+	a := p.volume("a", mib, nil, false)
+	s := newRef("s")
+	p.create(s, mib)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	calls := map[string]func() error{
+		"Create":     func() error { return p.Create(ctx, driver.Spec{ID: "new", Size: mib}) },
+		"Publish":    func() error { _, err := p.Publish(ctx, s.ID, "s", false, nil); return err },
+		"Open":       func() error { _, err := p.Open(ctx, a, driver.Write); return err },
+		"Describe":   func() error { _, err := p.Describe(ctx, a); return err },
+		"Resize":     func() error { return p.Resize(ctx, a, 2*mib) },
+		"Delete":     func() error { return p.Delete(ctx, a) },
+		"PutSidecar": func() error { return p.PutSidecar(ctx, "a", nil) },
+		"Sidecar":    func() error { _, err := p.Sidecar(ctx, "a"); return err },
+		"Stat":       func() error { _, err := p.Stat(ctx); return err },
+		"List":       func() error { return last(p.List(ctx)) },
+		"Sidecars":   func() error { return last(p.Sidecars(ctx)) },
+		"Prepare":    func() error { return h.Type.Prepare(ctx, h.Place(t), Marker(p.c)) },
+		"Remove":     func() error { return h.Type.Remove(ctx, p.c) },
+		"Reopen":     func() error { _, _, err := h.Type.Open(ctx, p.c); return err },
+	}
+	if c, ok := p.Driver.(driver.Cloner); ok {
+		calls["Clone"] = func() error { return c.Clone(ctx, driver.Spec{ID: "new", Size: mib}, a) }
+	}
+	if c, ok := p.Driver.(driver.Physical); ok {
+		calls["Physical"] = func() error { _, err := c.Physical(ctx); return err }
+	}
+	for name, call := range calls {
+		if n := countEffects(func() { wantKind(t, name+" when cancelled", call(), errs.Cancelled) }); n != 0 {
+			t.Errorf("%s had %d effects though it was cancelled before", name, n)
+		}
+	}
+}
+
+// last returns the error that a sequence ended with.
+func last[V any](seq func(func(V, error) bool)) (err error) {
+	seq(func(_ V, e error) bool { err = e; return true })
+	return err
+}
