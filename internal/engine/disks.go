@@ -1,0 +1,314 @@
+package engine
+
+import (
+	"context"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/journal"
+	"github.com/tarn-storage/tarn/internal/plan"
+	"github.com/tarn-storage/tarn/internal/store"
+)
+
+// Disks lists the disks of an instance, or with an empty name all disks.
+func (e *Engine) Disks(ctx context.Context, instance string, p api.Page) (api.List[api.Disk], error) {
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (api.List[api.Disk], error) {
+		var where []store.Where
+		if instance != "" {
+			i, err := findInstance(ctx, tx, instance)
+			if err != nil {
+				return api.List[api.Disk]{}, err
+			}
+			where = append(where, store.Eq("instance_id", i.ID))
+		}
+		rows, next, err := tx.Disks.List(ctx, pageQuery(p, where...))
+		if err != nil {
+			return api.List[api.Disk]{}, err
+		}
+		items, err := e.view(tx).disks(ctx, rows)
+		return api.List[api.Disk]{Items: items, Next: next}, err
+	})
+}
+
+// Disk shows one disk.
+func (e *Engine) Disk(ctx context.Context, ref string) (api.Disk, error) {
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (api.Disk, error) {
+		d, err := findDisk(ctx, tx, ref)
+		if err != nil {
+			return api.Disk{}, err
+		}
+		out, err := e.view(tx).disks(ctx, []disk.Disk{d})
+		if err != nil {
+			return api.Disk{}, err
+		}
+		return out[0], nil
+	})
+}
+
+// Volumes lists the volumes of a pool, or with an empty name all volumes.
+func (e *Engine) Volumes(ctx context.Context, pool string, p api.Page) (api.List[api.Volume], error) {
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (api.List[api.Volume], error) {
+		var where []store.Where
+		if pool != "" {
+			r, err := findPool(ctx, tx, pool)
+			if err != nil {
+				return api.List[api.Volume]{}, err
+			}
+			where = append(where, store.Eq("pool_id", r.ID))
+		}
+		rows, next, err := tx.Volumes.List(ctx, pageQuery(p, where...))
+		return listed(ctx, rows, next, err, e.view(tx).volume)
+	})
+}
+
+// Volume shows one volume.
+func (e *Engine) Volume(ctx context.Context, ref string) (api.Volume, error) {
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (api.Volume, error) {
+		r, err := findVolume(ctx, tx, ref)
+		if err != nil {
+			return api.Volume{}, err
+		}
+		return e.view(tx).volume(ctx, r)
+	})
+}
+
+// DiskCreate makes one more disk for an instance.
+func (e *Engine) DiskCreate(ctx context.Context, o api.Options, r api.DiskCreate) (api.Outcome, error) {
+	b, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (b buildOrder, err error) {
+		if b.Instance, err = findInstance(ctx, tx, r.Instance); err != nil {
+			return b, err
+		}
+		b.Disks, err = e.orders(ctx, tx, []api.DiskSpec{r.Disk}, "")
+		return b, err
+	})
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	existing, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]disk.Disk, error) { return disksOf(ctx, tx, b.Instance.ID) })
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	_, name, err := plan.NameDisk(disk.Role(r.Disk.Role), existing)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	return e.submitBuild(ctx, o, newDraft("disk.create", journal.Subject{Type: "disk", ID: string(b.Disks[0].Disk), Name: b.Instance.Name + "/" + name}), b)
+}
+
+// submitBuild submits the making of disks. When every base they need is ready
+// in its pool the deciding transaction is the one that records the operation;
+// else bases are fetched first and the decision follows as a step.
+func (e *Engine) submitBuild(ctx context.Context, o api.Options, d draft, b buildOrder) (api.Outcome, error) {
+	space, domains, err := e.measurePools(ctx, b)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	missing, err := e.missingBases(ctx, b)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	place := func(ctx context.Context, tx *store.Tx) error { return e.place(ctx, tx, b, d.id, space) }
+	d.request = b
+	d.resources = append(d.resources, "instance:"+string(b.Instance.ID))
+	for _, m := range missing {
+		d.steps = append(d.steps, journal.NewStep(stepBaseEnsure, m))
+		d.notes = append(d.notes, "copies the image's content into the pool first")
+	}
+	if len(missing) == 0 {
+		d.intent = place
+	} else {
+		d.steps = append(d.steps, journal.NewStep(stepDisksPlace, placeArgs{Order: b, Domains: domains}))
+	}
+	for _, x := range b.Disks {
+		d.steps = append(d.steps, journal.NewStep(stepVolumeCreate, volumeArgs{x.Volume}))
+		d.notes = append(d.notes, "makes a "+x.Spec.Role+" disk of "+disk.FormatSize(x.Spec.Size))
+	}
+	if len(d.steps) == 0 {
+		d.steps = append(d.steps, journal.NewStep(stepSidecars, sidecarArgs{}))
+	}
+	return e.submit(ctx, o, d)
+}
+
+// measurePools measures the domains of the pools that an order uses.
+func (e *Engine) measurePools(ctx context.Context, b buildOrder) (map[disk.DomainID]measured, []disk.DomainID, error) {
+	domains, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]disk.DomainID, error) {
+		var ids []disk.DomainID
+		for _, o := range b.Disks {
+			r, err := tx.Pools.Get(ctx, o.Pool)
+			if err != nil {
+				return nil, err
+			}
+			ids = append(ids, r.DomainID)
+		}
+		return ids, nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	space, err := e.measureAll(ctx, domains)
+	return space, domains, err
+}
+
+func (e *Engine) measureAll(ctx context.Context, domains []disk.DomainID) (map[disk.DomainID]measured, error) {
+	space := map[disk.DomainID]measured{}
+	for _, id := range domains {
+		if _, ok := space[id]; ok {
+			continue
+		}
+		m, err := e.measure(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		space[id] = m
+	}
+	return space, nil
+}
+
+// placeArgs is what the step disks.place/v1 decides about.
+type placeArgs struct {
+	Order   buildOrder      `json:"order"`
+	Domains []disk.DomainID `json:"domains"`
+}
+
+// disksPlace decides about disks whose bases had to be fetched first: step
+// disks.place/v1. Its Act measures, its Commit decides and writes the records.
+func (e *Engine) disksPlace() journal.Handler[*store.Tx] {
+	return simple{
+		commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+			var a placeArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			space := map[disk.DomainID]measured{}
+			for _, id := range a.Domains {
+				space[id] = e.space.last(id)
+			}
+			return e.place(ctx, tx, a.Order, c.Op.ID, space)
+		},
+		act: func(ctx context.Context, c *journal.Call) error {
+			var a placeArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			_, err := e.measureAll(ctx, a.Domains)
+			return err
+		},
+		undoCommit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+			var a placeArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			return unplace(ctx, tx, a.Order)
+		},
+	}
+}
+
+// unplace removes the record of an instance that an undone order had added, once
+// its last disk is gone.
+func unplace(ctx context.Context, tx *store.Tx, b buildOrder) error {
+	if !b.New {
+		return nil
+	}
+	left, err := disksOf(ctx, tx, b.Instance.ID)
+	if err != nil || len(left) > 0 {
+		return err
+	}
+	return tx.Instances.Delete(ctx, b.Instance.ID)
+}
+
+// DiskDelete deletes a disk with its volume.
+func (e *Engine) DiskDelete(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
+	r, err := e.diskByRef(ctx, ref)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	if _, err := e.pool(r.pool); err != nil {
+		return api.Outcome{}, err
+	}
+	if err := e.notInUse(ctx, []disk.Volume{r.volume}); err != nil {
+		return api.Outcome{}, err
+	}
+	d := newDraft("disk.delete", diskSubject(r))
+	d.resources = []string{"volume:" + string(r.volume.ID)}
+	d.steps = []journal.Step{journal.NewStep(stepVolumeDelete, volumeArgs{r.volume.ID})}
+	d.notes = []string{"deletes " + r.volume.Name + " (" + disk.FormatSize(r.volume.VirtualSize) + ") and what was written to it"}
+	d.intent = func(ctx context.Context, tx *store.Tx) error { return markDeleting(ctx, tx, r.volume.ID) }
+	return e.submit(ctx, o, d)
+}
+
+func diskSubject(r diskRecords) journal.Subject {
+	return journal.Subject{Type: "disk", ID: string(r.disk.ID), Name: r.instance.Name + "/" + r.disk.Name}
+}
+
+func (e *Engine) diskByRef(ctx context.Context, ref string) (diskRecords, error) {
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (diskRecords, error) {
+		d, err := findDisk(ctx, tx, ref)
+		if err != nil {
+			return diskRecords{}, err
+		}
+		return recordsOf(ctx, tx, d.VolumeID)
+	})
+}
+
+// markDeleting moves a volume that nobody may write to the state deleting.
+func markDeleting(ctx context.Context, tx *store.Tx, id disk.VolumeID) error {
+	v, err := tx.Volumes.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	l, err := leaseOf(ctx, tx, id)
+	if err != nil {
+		return err
+	}
+	if l != nil {
+		return attachedError(v.Name)
+	}
+	switch v.State {
+	case disk.VolumeCreating, disk.VolumeResizing:
+		return errs.New(errs.Busy, "volume.delete", v.Name, "the volume is %s", v.State).WithHint("wait for its operation: tarn operation list")
+	}
+	v.State = disk.VolumeDeleting
+	return tx.Volumes.Update(ctx, v)
+}
+
+func attachedError(name string) error {
+	return errs.New(errs.Busy, "disk", name, "%s is attached", name).WithHint("detach it first")
+}
+
+// notInUse returns errs.Busy while anybody holds one of vols: a lease on
+// record, or a lock that a program holds whatever the record says.
+func (e *Engine) notInUse(ctx context.Context, vols []disk.Volume) error {
+	for _, v := range vols {
+		l, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (*disk.Lease, error) { return leaseOf(ctx, tx, v.ID) })
+		if err != nil {
+			return err
+		}
+		if l != nil {
+			return attachedError(v.Name)
+		}
+		if err := e.unlocked(ctx, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unlocked returns errs.Busy while a program outside of tarn holds v open.
+func (e *Engine) unlocked(ctx context.Context, v disk.Volume) error {
+	p, ok := e.pools.get(v.PoolID)
+	if !ok {
+		return nil
+	}
+	err := p.InUse(ctx, v)
+	if errs.KindOf(err) == errs.NotFound && err != nil {
+		return nil
+	}
+	return err
+}
+
+// volumeDelete removes a volume and its records for good: step
+// volume.delete/v1.
+func (e *Engine) volumeDelete() journal.Handler[*store.Tx] {
+	return simple{final: true, act: e.volumeRemove, commit: e.volumeForget}
+}

@@ -1,0 +1,141 @@
+// Package engine is what tarn does: it resolves requests against the records,
+// lets package plan decide, and runs the outcome as journalled operations on
+// pools. Adapters call it and decide nothing; it refuses to know any transport.
+package engine
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/ingest"
+	"github.com/tarn-storage/tarn/internal/journal"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
+	"github.com/tarn-storage/tarn/internal/store"
+)
+
+// Config is what an engine is made of. Store, Host and Types are required.
+type Config struct {
+	Store       *store.Store
+	Host        Host
+	Types       []driver.Type
+	Ingest      ingest.Config
+	DefaultPool string // the pool of requests that name none
+	Clock       func() time.Time
+	Log         *slog.Logger
+	Workers     int // operations that run at once
+	Version     string
+	// Ballast is asked to claim or give up the state directory's ballast.
+	Ballast interface {
+		Restore() error
+	}
+}
+
+func (c *Config) ensureDefaults() {
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Workers == 0 {
+		c.Workers = 64
+	}
+}
+
+// Engine is safe for concurrent use.
+type Engine struct {
+	cfg     Config
+	store   *store.Store
+	runner  *journal.Runner[*store.Tx]
+	types   map[string]driver.Type
+	pools   started
+	space   gauges
+	imports sessions
+	configs spools
+
+	background sync.WaitGroup
+	stop       context.CancelFunc
+}
+
+// New starts an engine on the records of c.Store: it opens the pools that were
+// active, releases the leases that this host held in an earlier boot, and
+// finishes or undoes every operation that the last run left. Nothing is served
+// before it returns.
+func New(ctx context.Context, c Config) (*Engine, error) {
+	c.ensureDefaults()
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	e := &Engine{cfg: c, store: c.Store, types: map[string]driver.Type{}, stop: stop}
+	for _, t := range c.Types {
+		e.types[t.Name] = t
+	}
+	e.runner = journal.NewRunner(c.Store, journal.Options[*store.Tx]{
+		Owner: string(c.Host.ID), Handlers: e.handlers(), Clock: c.Clock,
+		NewID: func() journal.ID { return journal.ID(newID()) }, Workers: c.Workers, Log: c.Log, OnFinal: e.operationChanged,
+	})
+	if err := e.begin(ctx, life); err != nil {
+		stop()
+		e.pools.closeAll()
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *Engine) begin(ctx, life context.Context) error {
+	if err := e.registerHost(ctx); err != nil {
+		return err
+	}
+	if err := e.openPools(ctx); err != nil {
+		return err
+	}
+	if err := e.releaseOldLeases(ctx); err != nil {
+		return err
+	}
+	if err := e.runner.Recover(ctx); err != nil {
+		return err
+	}
+	e.background.Go(func() { e.restoreBallast(life) })
+	return nil
+}
+
+// Close stops taking requests, leaves running operations to the next start and
+// releases the pools. The store stays open.
+func (e *Engine) Close(ctx context.Context) error {
+	e.stop()
+	err := e.runner.Close(ctx)
+	e.background.Wait()
+	e.pools.closeAll()
+	return err
+}
+
+// now is the time of records: microseconds in UTC, as every store keeps them.
+func (e *Engine) now() time.Time { return e.cfg.Clock().UTC().Truncate(time.Microsecond) }
+
+// newID returns a new UUIDv7.
+func newID() string { return uuid.Must(uuid.NewV7()).String() }
+
+// registerHost records this host and the boot it is in.
+func (e *Engine) registerHost(ctx context.Context) error {
+	return e.store.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
+		h, err := tx.Hosts.Get(ctx, e.cfg.Host.ID)
+		switch errs.KindOf(err) {
+		case errs.NotFound:
+			now := e.now()
+			return tx.Hosts.Insert(ctx, disk.Host{ID: e.cfg.Host.ID, Name: e.cfg.Host.Name, BootID: e.cfg.Host.BootID, CreatedAt: now, UpdatedAt: now})
+		case "":
+		}
+		if err != nil {
+			return err
+		}
+		if h.BootID == e.cfg.Host.BootID && h.Name == e.cfg.Host.Name {
+			return nil
+		}
+		h.BootID, h.Name, h.UpdatedAt = e.cfg.Host.BootID, e.cfg.Host.Name, e.now()
+		return tx.Hosts.Update(ctx, h)
+	})
+}

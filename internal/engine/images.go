@@ -1,0 +1,377 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/ingest"
+	"github.com/tarn-storage/tarn/internal/journal"
+	"github.com/tarn-storage/tarn/internal/store"
+)
+
+// Images lists images with their bases.
+func (e *Engine) Images(ctx context.Context, p api.Page) (api.List[api.Image], error) {
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (api.List[api.Image], error) {
+		rows, next, err := tx.Images.List(ctx, pageQuery(p))
+		return listed(ctx, rows, next, err, e.view(tx).image)
+	})
+}
+
+// Image shows one image.
+func (e *Engine) Image(ctx context.Context, ref string) (api.Image, error) {
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (api.Image, error) {
+		i, err := findImage(ctx, tx, ref)
+		if err != nil {
+			return api.Image{}, err
+		}
+		return e.view(tx).image(ctx, i)
+	})
+}
+
+// ImageInspect gives the gate's verdict on src without keeping anything.
+func (e *Engine) ImageInspect(ctx context.Context, r api.ImageInspect, src ingest.Source) (api.Verdict, error) {
+	return ingest.Inspect(ctx, e.cfg.Ingest, src, ingest.Claim{Format: r.Format, SHA256: r.SHA256})
+}
+
+func imageSubject(i disk.Image) journal.Subject {
+	return journal.Subject{Type: "image", ID: string(i.ID), Name: i.Name}
+}
+
+// ImageImport judges src, converts it to the pool's form and keeps it as an
+// image. src is read until the operation has ended.
+func (e *Engine) ImageImport(ctx context.Context, o api.Options, r api.ImageImport, src ingest.Source) (api.Outcome, error) {
+	if err := disk.CheckName("image", r.Name); err != nil {
+		return api.Outcome{}, err
+	}
+	if _, err := diskfmt.ParseFormat(r.Format); err != nil {
+		return api.Outcome{}, errs.New(errs.Unsafe, "image.import", r.Name, "%w", err).WithClass("UNSUPPORTED_FORMAT")
+	}
+	if r.MinDisk < 0 || r.MinDisk > disk.MaxSize {
+		return api.Outcome{}, errs.New(errs.Invalid, "image.import", r.Name, "a minimum disk of %d bytes cannot be", r.MinDisk)
+	}
+	p, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Pool, error) { return e.choosePool(ctx, tx, r.Pool) })
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	if _, err := e.pool(p); err != nil {
+		return api.Outcome{}, err
+	}
+	now := e.now()
+	i := disk.Image{ID: disk.ImageID(newID()), Name: r.Name, State: disk.ImageCreating, Format: diskfmt.Format(r.Format), MinDisk: r.MinDisk, CreatedAt: now, UpdatedAt: now}
+	a := importArgs{Image: i.ID, Volume: disk.VolumeID(newID()), Pool: p.ID, Domain: p.DomainID, Format: r.Format, SHA256: r.SHA256}
+	d := newDraft("image.import", imageSubject(i))
+	d.request, d.resources = r, []string{"image:" + string(i.ID)}
+	d.steps = []journal.Step{journal.NewStep(stepImageJudge, a), journal.NewStep(stepImageConvert, a), journal.NewStep(stepBasePublish, a)}
+	d.notes = []string{"judges, digests and converts " + or(src.Name, "the source") + " into pool " + p.Name}
+	d.intent = func(ctx context.Context, tx *store.Tx) error { return tx.Images.Insert(ctx, i) }
+	if !o.DryRun {
+		e.imports.put(d.id, src)
+	}
+	out, err := e.submit(ctx, o, d)
+	if err != nil {
+		e.imports.drop(d.id)
+	}
+	return out, err
+}
+
+// ImageRename gives an image another name, in the records and in the sidecars
+// of its bases.
+func (e *Engine) ImageRename(ctx context.Context, o api.Options, ref, name string) (api.Outcome, error) {
+	if err := disk.CheckName("image", name); err != nil {
+		return api.Outcome{}, err
+	}
+	i, bases, err := e.imageBases(ctx, ref)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	d := newDraft("image.rename", imageSubject(i))
+	d.request, d.resources = api.Rename{Name: name}, []string{"image:" + string(i.ID)}
+	d.steps = []journal.Step{sidecarStep(bases)}
+	d.intent = func(ctx context.Context, tx *store.Tx) error {
+		i, err := tx.Images.Get(ctx, i.ID)
+		if err != nil {
+			return err
+		}
+		i.Name, i.UpdatedAt = name, e.now()
+		if err := tx.Images.Update(ctx, i); err != nil {
+			return err
+		}
+		return touchVolumes(ctx, tx, bases)
+	}
+	return e.submit(ctx, o, d)
+}
+
+// imageBases finds a ready image and its bases, whose pools must be active.
+func (e *Engine) imageBases(ctx context.Context, ref string) (i disk.Image, bases []disk.Volume, err error) {
+	err = e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if i, err = findImage(ctx, tx, ref); err != nil {
+			return err
+		}
+		bases, err = basesOf(ctx, tx, i.Content)
+		return err
+	})
+	if err != nil {
+		return i, nil, err
+	}
+	if i.State != disk.ImageReady {
+		return i, nil, errs.New(errs.Busy, "image", i.Name, "image %s is %s", i.Name, i.State).WithHint("wait for its operation or cancel it: tarn operation list")
+	}
+	return i, bases, e.needPools(bases)
+}
+
+// ImageDelete forgets an image. Bases that disks read from stay until the last
+// of them is gone; the others go with the image's last name.
+func (e *Engine) ImageDelete(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
+	i, bases, err := e.imageBases(ctx, ref)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	d := newDraft("image.delete", imageSubject(i))
+	d.resources = []string{"image:" + string(i.ID)}
+	var kept, gone []disk.Volume
+	err = e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		kept, gone, err = partition(ctx, tx, i, bases)
+		return err
+	})
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	d.steps = []journal.Step{sidecarStep(kept)}
+	for _, b := range gone {
+		d.resources = append(d.resources, "volume:"+string(b.ID))
+		d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{b.ID}))
+		d.notes = append(d.notes, "deletes the unreferenced base "+b.Name+" ("+disk.FormatSize(b.Allocated)+")")
+	}
+	for _, b := range kept {
+		d.notes = append(d.notes, "keeps base "+b.Name+", which is still needed")
+	}
+	d.intent = func(ctx context.Context, tx *store.Tx) error {
+		for _, b := range gone {
+			if err := markBaseDeleting(ctx, tx, b.ID); err != nil {
+				return err
+			}
+		}
+		if err := touchVolumes(ctx, tx, kept); err != nil {
+			return err
+		}
+		return tx.Images.Delete(ctx, i.ID)
+	}
+	return e.submit(ctx, o, d)
+}
+
+// partition splits the bases of an image that goes away into those that stay,
+// because a disk reads from them or another image has the same content, and
+// those that go.
+func partition(ctx context.Context, tx *store.Tx, i disk.Image, bases []disk.Volume) (kept, gone []disk.Volume, err error) {
+	named, err := tx.Images.Count(ctx, store.Eq("content", i.Content))
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, b := range bases {
+		refs, err := references(ctx, tx, b.ID)
+		if err != nil {
+			return nil, nil, err
+		}
+		if named > 1 || refs > 0 || b.State != disk.VolumeReady {
+			kept = append(kept, b)
+		} else {
+			gone = append(gone, b)
+		}
+	}
+	return kept, gone, nil
+}
+
+// references counts the volumes that read from volume id.
+func references(ctx context.Context, tx *store.Tx, id disk.VolumeID) (int, error) {
+	return tx.Volumes.Count(ctx, store.Eq("backing_id", id))
+}
+
+// markBaseDeleting moves an unreferenced base to the state deleting.
+func markBaseDeleting(ctx context.Context, tx *store.Tx, id disk.VolumeID) error {
+	b, err := tx.Volumes.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	refs, err := references(ctx, tx, id)
+	if err != nil {
+		return err
+	}
+	if refs > 0 {
+		return errs.New(errs.Busy, "cache", b.Name, "%d volumes read from %s", refs, b.Name).WithHint("try again")
+	}
+	b.State = disk.VolumeDeleting
+	return tx.Volumes.Update(ctx, b)
+}
+
+// Cache lists the bases of all pools.
+func (e *Engine) Cache(ctx context.Context, p api.Page) (api.List[api.CacheEntry], error) {
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (api.List[api.CacheEntry], error) {
+		rows, next, err := tx.Volumes.List(ctx, pageQuery(p, store.Eq("kind", disk.KindBase)))
+		return listed(ctx, rows, next, err, e.view(tx).base)
+	})
+}
+
+func (v *view) base(ctx context.Context, b disk.Volume) (api.CacheEntry, error) {
+	out := api.CacheEntry{Volume: string(b.ID), Images: []string{}, Content: b.Content, Format: string(b.Format), State: string(b.State),
+		VirtualSize: b.VirtualSize, Allocated: b.Allocated, Extents: b.Extents, CreatedAt: b.CreatedAt, UpdatedAt: b.UpdatedAt}
+	p, err := v.pool(ctx, b.PoolID)
+	if err != nil {
+		return out, err
+	}
+	out.Pool = p.Name
+	if b.Content != "" {
+		images, _, err := v.tx.Images.List(ctx, store.Query{Where: []store.Where{store.Eq("content", b.Content)}})
+		if err != nil {
+			return out, err
+		}
+		for _, i := range images {
+			out.Images = append(out.Images, i.Name)
+		}
+	}
+	out.References, err = references(ctx, v.tx, b.ID)
+	return out, err
+}
+
+// CacheAdd puts an image's base into a pool that has none yet.
+func (e *Engine) CacheAdd(ctx context.Context, o api.Options, r api.CacheAdd) (api.Outcome, error) {
+	var i disk.Image
+	var p disk.Pool
+	var base disk.Volume
+	err := e.store.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
+		if i, err = findImage(ctx, tx, r.Image); err != nil {
+			return err
+		}
+		if p, err = e.choosePool(ctx, tx, r.Pool); err != nil {
+			return err
+		}
+		base, err = baseIn(ctx, tx, p.ID, i.Content)
+		return err
+	})
+	if err == nil && base.State == disk.VolumeReady {
+		return present(e, "cache.add", api.Subject{Type: "image", ID: string(i.ID), Name: i.Name}), nil
+	}
+	if err == nil {
+		op, err := e.runner.Get(ctx, journal.ID(base.CreatedBy))
+		v := operationView(op)
+		return api.Outcome{Operation: &v}, err
+	}
+	if !errors.Is(err, errs.NotFound) || i.ID == "" || p.ID == "" {
+		return api.Outcome{}, err
+	}
+	d, err := e.draftBase(ctx, i, p)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	return e.submit(ctx, o, d)
+}
+
+// CachePrune removes bases that no disk reads from, never an image's last
+// copy. Age decides only among the unreferenced.
+func (e *Engine) CachePrune(ctx context.Context, o api.Options, r api.CachePrune) (api.Outcome, error) {
+	age, err := pruneAge(r.OlderThan)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	d := newDraft("cache.prune", journal.Subject{Type: "pool"})
+	d.request = r
+	var victims []disk.Volume
+	err = e.store.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
+		var only disk.Pool
+		if r.Pool != "" {
+			if only, err = findPool(ctx, tx, r.Pool); err != nil {
+				return err
+			}
+			d.subject = poolSubject(only)
+		}
+		victims, err = e.prunable(ctx, tx, only.ID, age)
+		return err
+	})
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	if err := e.needPools(victims); err != nil {
+		return api.Outcome{}, err
+	}
+	for _, b := range victims {
+		d.resources = append(d.resources, "volume:"+string(b.ID))
+		d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{b.ID}))
+		d.notes = append(d.notes, "deletes the unreferenced base "+b.Name+" ("+disk.FormatSize(b.Allocated)+")")
+	}
+	if len(victims) == 0 && !o.DryRun {
+		return present(e, "cache.prune", api.Subject(d.subject)), nil
+	}
+	d.intent = func(ctx context.Context, tx *store.Tx) error {
+		for _, b := range victims {
+			if err := e.markPruned(ctx, tx, b); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return e.submit(ctx, o, d)
+}
+
+func pruneAge(s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	age, err := time.ParseDuration(s)
+	if err != nil || age < 0 {
+		return 0, errs.New(errs.Invalid, "cache.prune", s, "%q is not a length of time", s).WithHint("write for example 36h or 90m")
+	}
+	return age, nil
+}
+
+// prunable returns the bases that may go: of those without references that are
+// old enough, all but one copy of each image's content.
+func (e *Engine) prunable(ctx context.Context, tx *store.Tx, only disk.PoolID, age time.Duration) ([]disk.Volume, error) {
+	bases, _, err := tx.Volumes.List(ctx, store.Query{Where: []store.Where{store.Eq("kind", disk.KindBase), store.Eq("state", disk.VolumeReady)}})
+	if err != nil {
+		return nil, err
+	}
+	copies := map[string]int{}
+	for _, b := range bases {
+		copies[b.Content]++
+	}
+	var out []disk.Volume
+	for _, b := range bases {
+		if only != "" && b.PoolID != only || e.now().Sub(b.UpdatedAt) < age {
+			continue
+		}
+		refs, err := references(ctx, tx, b.ID)
+		if err != nil {
+			return nil, err
+		}
+		named, err := tx.Images.Count(ctx, store.Eq("content", b.Content))
+		if err != nil {
+			return nil, err
+		}
+		if refs > 0 || named > 0 && copies[b.Content] == 1 {
+			continue
+		}
+		copies[b.Content]--
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+// markPruned marks one base unless it has become an image's last copy.
+func (e *Engine) markPruned(ctx context.Context, tx *store.Tx, b disk.Volume) error {
+	named, err := tx.Images.Count(ctx, store.Eq("content", b.Content))
+	if err != nil {
+		return err
+	}
+	copies, err := tx.Volumes.Count(ctx, store.Eq("kind", disk.KindBase), store.Eq("content", b.Content), store.Eq("state", disk.VolumeReady))
+	if err != nil {
+		return err
+	}
+	if named > 0 && copies < 2 {
+		return errs.New(errs.Busy, "cache.prune", b.Name, "%s has become the last copy of its image", b.Name).WithHint("try again")
+	}
+	return markBaseDeleting(ctx, tx, b.ID)
+}

@@ -1,0 +1,244 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/journal"
+	"github.com/tarn-storage/tarn/internal/store"
+)
+
+// Instances lists instances with their disks.
+func (e *Engine) Instances(ctx context.Context, p api.Page) (api.List[api.Instance], error) {
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (api.List[api.Instance], error) {
+		rows, next, err := tx.Instances.List(ctx, pageQuery(p))
+		return listed(ctx, rows, next, err, e.view(tx).instance)
+	})
+}
+
+// listed shows every row of a page.
+func listed[R, A any](ctx context.Context, rows []R, next string, err error, show func(context.Context, R) (A, error)) (api.List[A], error) {
+	out := api.List[A]{Items: make([]A, 0, len(rows)), Next: next}
+	for _, r := range rows {
+		if err != nil {
+			break
+		}
+		var a A
+		a, err = show(ctx, r)
+		out.Items = append(out.Items, a)
+	}
+	return out, err
+}
+
+// Instance shows one instance.
+func (e *Engine) Instance(ctx context.Context, ref string) (api.Instance, error) {
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (api.Instance, error) {
+		i, err := findInstance(ctx, tx, ref)
+		if err != nil {
+			return api.Instance{}, err
+		}
+		return e.view(tx).instance(ctx, i)
+	})
+}
+
+func instanceSubject(i disk.Instance) journal.Subject {
+	return journal.Subject{Type: "instance", ID: string(i.ID), Name: i.Name}
+}
+
+// InstanceCreate records an instance and makes its disks.
+func (e *Engine) InstanceCreate(ctx context.Context, o api.Options, r api.InstanceCreate) (api.Outcome, error) {
+	if err := disk.CheckName("instance", r.Name); err != nil {
+		return api.Outcome{}, err
+	}
+	r.ID = strings.ToLower(r.ID)
+	if r.ID != "" && !disk.IsID(r.ID) {
+		return api.Outcome{}, errs.New(errs.Invalid, "instance.create", r.ID, "%q is not a UUID", r.ID)
+	}
+	if r.IfAbsent {
+		if i, err := e.Instance(ctx, r.Name); err == nil {
+			return present(e, "instance.create", api.Subject{Type: "instance", ID: i.ID, Name: i.Name}), nil
+		} else if !errors.Is(err, errs.NotFound) {
+			return api.Outcome{}, err
+		}
+	}
+	now := e.now()
+	b := buildOrder{New: true, Instance: disk.Instance{ID: disk.InstanceID(or(r.ID, newID())), Name: r.Name, CreatedAt: now, UpdatedAt: now}}
+	d := newDraft("instance.create", instanceSubject(b.Instance))
+	var err error
+	b.Disks, err = query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]diskOrder, error) {
+		if _, err := tx.Instances.One(ctx, store.Eq("name", r.Name)); err == nil {
+			return nil, errs.New(errs.Exists, "instance.create", r.Name, "there is already an instance %q", r.Name)
+		}
+		return e.orders(ctx, tx, r.Disks, r.Pool)
+	})
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	if r.ConfigDrive != nil {
+		if err := e.orderConfig(ctx, &d, &b, r); err != nil {
+			return api.Outcome{}, err
+		}
+	}
+	return e.submitBuild(ctx, o, d, b)
+}
+
+func (e *Engine) orders(ctx context.Context, tx *store.Tx, specs []api.DiskSpec, pool string) ([]diskOrder, error) {
+	out := make([]diskOrder, 0, len(specs))
+	for _, s := range specs {
+		o, err := e.order(ctx, tx, s, pool)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, o)
+	}
+	return out, nil
+}
+
+// orderConfig adds the config drive of a request to what is built.
+func (e *Engine) orderConfig(ctx context.Context, d *draft, b *buildOrder, r api.InstanceCreate) error {
+	req, spec, data, err := configOrder(r.ConfigDrive, b.Instance)
+	if err != nil {
+		return err
+	}
+	o, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (diskOrder, error) { return e.order(ctx, tx, spec, r.Pool) })
+	if err != nil {
+		return err
+	}
+	req.Input.ID = string(spoolID(o.Volume))
+	o.Config = req
+	b.Disks = append(b.Disks, o)
+	e.configs.put(d.id, data)
+	d.steps = append(d.steps, journal.NewStep(spoolStep, spoolArgs{Volume: o.Volume, Pool: o.Pool, Input: req.Input}))
+	return nil
+}
+
+// present is the outcome of a request whose object was already there.
+func present(e *Engine, kind string, s api.Subject) api.Outcome {
+	now := e.now()
+	return api.Outcome{Operation: &api.Operation{Kind: kind, State: string(journal.Done), Subject: s, Steps: []api.Step{}, CreatedAt: now, UpdatedAt: now}}
+}
+
+// InstanceRename gives an instance another name, in the records and in the
+// sidecars of its disks.
+func (e *Engine) InstanceRename(ctx context.Context, o api.Options, ref, name string) (api.Outcome, error) {
+	if err := disk.CheckName("instance", name); err != nil {
+		return api.Outcome{}, err
+	}
+	i, vols, err := e.instanceVolumes(ctx, ref)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	if err := e.needPools(vols); err != nil {
+		return api.Outcome{}, err
+	}
+	d := newDraft("instance.rename", instanceSubject(i))
+	d.request = api.Rename{Name: name}
+	d.resources = []string{"instance:" + string(i.ID)}
+	d.steps = []journal.Step{sidecarStep(vols)}
+	d.intent = func(ctx context.Context, tx *store.Tx) error {
+		i, err := tx.Instances.Get(ctx, i.ID)
+		if err != nil {
+			return err
+		}
+		i.Name, i.UpdatedAt = name, e.now()
+		if err := tx.Instances.Update(ctx, i); err != nil {
+			return err
+		}
+		return touchVolumes(ctx, tx, vols)
+	}
+	return e.submit(ctx, o, d)
+}
+
+// instanceVolumes finds an instance and the volumes of its disks.
+func (e *Engine) instanceVolumes(ctx context.Context, ref string) (i disk.Instance, vols []disk.Volume, err error) {
+	err = e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		if i, err = findInstance(ctx, tx, ref); err != nil {
+			return err
+		}
+		ds, err := disksOf(ctx, tx, i.ID)
+		if err != nil {
+			return err
+		}
+		vols = nil
+		for _, d := range ds {
+			v, err := tx.Volumes.Get(ctx, d.VolumeID)
+			if err != nil {
+				return err
+			}
+			vols = append(vols, v)
+		}
+		return nil
+	})
+	return i, vols, err
+}
+
+// needPools returns errs.Unavailable if a pool of any of vols is not active.
+func (e *Engine) needPools(vols []disk.Volume) error {
+	for _, v := range vols {
+		if _, ok := e.pools.get(v.PoolID); !ok {
+			return errs.New(errs.Unavailable, "pool", string(v.PoolID), "the pool that holds %s is not active", v.Name).
+				WithHint("start it first: tarn pool list shows its name")
+		}
+	}
+	return nil
+}
+
+// InstanceDelete deletes an instance with all of its disks.
+func (e *Engine) InstanceDelete(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
+	i, vols, err := e.instanceVolumes(ctx, ref)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	d := newDraft("instance.delete", instanceSubject(i))
+	d.resources = []string{"instance:" + string(i.ID)}
+	if err := e.needPools(vols); err != nil {
+		return api.Outcome{}, err
+	}
+	for _, v := range slices.Backward(vols) {
+		d.resources = append(d.resources, "volume:"+string(v.ID))
+		d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{v.ID}))
+		d.notes = append(d.notes, "deletes "+v.Name+" ("+disk.FormatSize(v.VirtualSize)+")")
+	}
+	d.steps = append(d.steps, journal.NewStep(stepInstanceForget, instanceArgs{i.ID}))
+	if err := e.notInUse(ctx, vols); err != nil {
+		return api.Outcome{}, err
+	}
+	d.intent = func(ctx context.Context, tx *store.Tx) error {
+		left, err := disksOf(ctx, tx, i.ID)
+		if err != nil {
+			return err
+		}
+		if len(left) != len(vols) {
+			return errs.New(errs.Busy, "instance.delete", i.Name, "disks of the instance changed meanwhile").WithHint("try again")
+		}
+		for _, v := range vols {
+			if err := markDeleting(ctx, tx, v.ID); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return e.submit(ctx, o, d)
+}
+
+// instanceArgs names the instance a step works on.
+type instanceArgs struct {
+	Instance disk.InstanceID `json:"instance"`
+}
+
+// instanceForget removes the record of an instance without disks: step
+// instance.forget/v1.
+func (e *Engine) instanceForget() journal.Handler[*store.Tx] {
+	return simple{final: true, commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+		var a instanceArgs
+		if err := c.Args(&a); err != nil {
+			return err
+		}
+		return tx.Instances.Delete(ctx, a.Instance)
+	}}
+}

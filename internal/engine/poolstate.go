@@ -1,0 +1,384 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/journal"
+	"github.com/tarn-storage/tarn/internal/store"
+)
+
+// PoolSet changes a pool's name and policy, and its capacity domain's
+// overcommit and reserve.
+func (e *Engine) PoolSet(ctx context.Context, o api.Options, ref string, s api.PoolSet) (api.Outcome, error) {
+	r, err := e.poolByRef(ctx, ref)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	p, err := e.pool(r)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	change, err := poolChange(s, p.Caps)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	// Every pool of the domain carries the domain's settings in its marker.
+	pools := []disk.Pool{r}
+	if s.Overcommit != nil || s.Reserve != nil {
+		if pools, err = e.domainPools(ctx, r.DomainID); err != nil {
+			return api.Outcome{}, err
+		}
+	}
+	d := newDraft("pool.set", poolSubject(r))
+	d.request, d.resources = s, []string{"pool:" + string(r.ID)}
+	a := sidecarArgs{}
+	for _, other := range pools {
+		if _, err := e.pool(other); err != nil {
+			return api.Outcome{}, err
+		}
+		a.Pools = append(a.Pools, other.ID)
+		if other.ID != r.ID {
+			d.notes = append(d.notes, "overcommit and reserve also become those of pool "+other.Name)
+		}
+	}
+	d.steps = []journal.Step{journal.NewStep(stepSidecars, a)}
+	d.intent = func(ctx context.Context, tx *store.Tx) error {
+		m, err := markerOf(ctx, tx, r.ID)
+		if err != nil {
+			return err
+		}
+		change(&m)
+		m.Pool.UpdatedAt = e.now()
+		return errors.Join(tx.Pools.Update(ctx, m.Pool), tx.Domains.Update(ctx, m.Domain))
+	}
+	return e.submit(ctx, o, d)
+}
+
+func (e *Engine) domainPools(ctx context.Context, id disk.DomainID) ([]disk.Pool, error) {
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]disk.Pool, error) {
+		pools, _, err := tx.Pools.List(ctx, store.Query{Where: []store.Where{store.Eq("domain_id", id)}})
+		return pools, err
+	})
+}
+
+// poolChange validates s and returns what it does to a pool and its domain.
+func poolChange(s api.PoolSet, caps disk.Capabilities) (func(*disk.Marker), error) {
+	var over int64
+	var reserve disk.Reserve
+	var err error
+	if s.Name == nil && s.DiskFormat == nil && s.Overcommit == nil && s.Reserve == nil {
+		return nil, errs.New(errs.Invalid, "pool.set", "", "nothing to change was given").WithHint("for example --overcommit 1.5")
+	}
+	if s.Name != nil {
+		err = errors.Join(err, disk.CheckName("pool", *s.Name))
+	}
+	if s.DiskFormat != nil {
+		err = errors.Join(err, checkPolicy(disk.FormatPolicy(*s.DiskFormat), caps))
+	}
+	if s.Overcommit != nil && err == nil {
+		over, err = parseOvercommit(*s.Overcommit)
+	}
+	if s.Reserve != nil && err == nil {
+		reserve, err = parseReserve(*s.Reserve)
+	}
+	return func(m *disk.Marker) {
+		if s.Name != nil {
+			m.Pool.Name = *s.Name
+		}
+		if s.DiskFormat != nil {
+			m.Pool.DiskFormat = disk.FormatPolicy(*s.DiskFormat)
+		}
+		if s.Overcommit != nil {
+			m.Domain.Overcommit = over
+		}
+		if s.Reserve != nil {
+			m.Domain.Reserve = reserve
+		}
+	}, err
+}
+
+// PoolStart makes a stopped or unavailable pool active.
+func (e *Engine) PoolStart(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
+	r, err := e.poolByRef(ctx, ref)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	if _, ok := e.pools.get(r.ID); ok && r.State == disk.PoolActive {
+		return present(e, "pool.start", api.Subject(poolSubject(r))), nil
+	}
+	return e.changePoolState(ctx, o, "pool.start", r, disk.PoolActive)
+}
+
+// PoolStop makes a pool inactive: nothing touches its storage until it is
+// started again. Attached disks keep running.
+func (e *Engine) PoolStop(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
+	r, err := e.poolByRef(ctx, ref)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	if r.State == disk.PoolInactive {
+		return present(e, "pool.stop", api.Subject(poolSubject(r))), nil
+	}
+	return e.changePoolState(ctx, o, "pool.stop", r, disk.PoolInactive)
+}
+
+// stateArgs is the state that pool.open/v1 brings a pool to.
+type stateArgs struct {
+	Pool disk.PoolID    `json:"pool"`
+	To   disk.PoolState `json:"to"`
+	From disk.PoolState `json:"from"`
+}
+
+func (e *Engine) changePoolState(ctx context.Context, o api.Options, kind string, r disk.Pool, to disk.PoolState) (api.Outcome, error) {
+	d := newDraft(kind, poolSubject(r))
+	d.resources = []string{"pool:" + string(r.ID)}
+	d.steps = []journal.Step{journal.NewStep(stepPoolOpen, stateArgs{r.ID, to, r.State})}
+	d.intent = func(ctx context.Context, tx *store.Tx) error {
+		if to != disk.PoolInactive {
+			return nil
+		}
+		for _, s := range []disk.VolumeState{disk.VolumeCreating, disk.VolumeResizing, disk.VolumeDeleting} {
+			n, err := tx.Volumes.Count(ctx, store.Eq("pool_id", r.ID), store.Eq("state", s))
+			if err != nil {
+				return err
+			}
+			if n > 0 {
+				return errs.New(errs.Busy, "pool.stop", r.Name, "%d volumes of the pool are %s", n, s).WithHint("wait for their operations: tarn operation list")
+			}
+		}
+		return nil
+	}
+	return e.submit(ctx, o, d)
+}
+
+// poolOpen opens or closes a pool: step pool.open/v1.
+func (e *Engine) poolOpen() journal.Handler[*store.Tx] {
+	set := func(ctx context.Context, tx *store.Tx, c *journal.Call, state func(stateArgs) disk.PoolState) error {
+		var a stateArgs
+		if err := c.Args(&a); err != nil {
+			return err
+		}
+		p, err := tx.Pools.Get(ctx, a.Pool)
+		if err != nil {
+			return err
+		}
+		p.State = state(a)
+		return errors.Join(tx.Pools.Update(ctx, p), e.emit(ctx, tx, "pool."+string(p.State), poolSubject(p), c.Op.ID))
+	}
+	return simple{
+		act: func(ctx context.Context, c *journal.Call) error {
+			var a stateArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			if a.To == disk.PoolInactive {
+				return e.pools.drop(a.Pool)
+			}
+			r, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Pool, error) { return tx.Pools.Get(ctx, a.Pool) })
+			if err != nil {
+				return err
+			}
+			e.space.forget(r.DomainID)
+			return e.openPool(ctx, r)
+		},
+		commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+			return set(ctx, tx, c, func(a stateArgs) disk.PoolState { return a.To })
+		},
+		undoCommit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+			return set(ctx, tx, c, func(a stateArgs) disk.PoolState { return a.From })
+		},
+	}
+}
+
+// PoolDelete gives a pool up. Without keepData its storage is cleared of what
+// tarn made, which needs that no disk is left in it; with keepData only the
+// records go and tarn pool import brings them back.
+func (e *Engine) PoolDelete(ctx context.Context, o api.Options, ref string, keepData bool) (api.Outcome, error) {
+	r, err := e.poolByRef(ctx, ref)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	vols, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]disk.Volume, error) { return volumesIn(ctx, tx, r.ID) })
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	d := newDraft("pool.delete", poolSubject(r))
+	d.resources = []string{"pool:" + string(r.ID)}
+	a := poolArgs{Pool: r.ID, KeepData: keepData}
+	if !keepData {
+		if _, err := e.pool(r); err != nil {
+			return api.Outcome{}, err
+		}
+		for _, v := range vols {
+			d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{v.ID}))
+			d.notes = append(d.notes, "deletes base "+v.Name)
+		}
+	} else {
+		d.notes = append(d.notes, "forgets "+strconv.Itoa(len(vols))+" volumes; their data stays in "+r.Path)
+	}
+	d.steps = append(d.steps, journal.NewStep(stepPoolForget, a))
+	d.intent = func(ctx context.Context, tx *store.Tx) error { return e.intendPoolDelete(ctx, tx, r, vols, keepData) }
+	return e.submit(ctx, o, d)
+}
+
+func volumesIn(ctx context.Context, tx *store.Tx, id disk.PoolID) ([]disk.Volume, error) {
+	vols, _, err := tx.Volumes.List(ctx, store.Query{Where: []store.Where{store.Eq("pool_id", id)}})
+	return vols, err
+}
+
+// intendPoolDelete refuses what would lose something, and marks the rest.
+func (e *Engine) intendPoolDelete(ctx context.Context, tx *store.Tx, r disk.Pool, planned []disk.Volume, keepData bool) error {
+	vols, err := volumesIn(ctx, tx, r.ID)
+	if err != nil {
+		return err
+	}
+	if len(vols) != len(planned) {
+		return errs.New(errs.Busy, "pool.delete", r.Name, "volumes of the pool changed meanwhile").WithHint("try again")
+	}
+	for _, v := range vols {
+		if err := deletableWithPool(ctx, tx, r, v, keepData); err != nil {
+			return err
+		}
+		if !keepData {
+			v.State = disk.VolumeDeleting
+			if err := tx.Volumes.Update(ctx, v); err != nil {
+				return err
+			}
+		}
+	}
+	r, err = tx.Pools.Get(ctx, r.ID)
+	if err != nil {
+		return err
+	}
+	r.State = disk.PoolDeleting
+	return tx.Pools.Update(ctx, r)
+}
+
+// deletableWithPool refuses a volume that must not go, or be forgotten, with
+// its pool.
+func deletableWithPool(ctx context.Context, tx *store.Tx, r disk.Pool, v disk.Volume, keepData bool) error {
+	if strings.HasSuffix(string(v.State), "ing") && v.State != disk.VolumeDeleting {
+		return errs.New(errs.Busy, "pool.delete", r.Name, "volume %s is %s", v.Name, v.State).WithHint("wait for its operation: tarn operation list")
+	}
+	if l, err := leaseOf(ctx, tx, v.ID); err != nil {
+		return err
+	} else if l != nil {
+		return attachedError(v.Name)
+	}
+	if keepData {
+		return nil
+	}
+	if v.Kind == disk.KindDisk {
+		return errs.New(errs.Busy, "pool.delete", r.Name, "the pool still holds disks, %s for one", v.Name).
+			WithHint("delete them first, or give the pool up with --keep-data")
+	}
+	named, err := tx.Images.Count(ctx, store.Eq("content", v.Content))
+	if err != nil {
+		return err
+	}
+	copies, err := tx.Volumes.Count(ctx, store.Eq("kind", disk.KindBase), store.Eq("content", v.Content), store.Eq("state", disk.VolumeReady))
+	if err != nil {
+		return err
+	}
+	if named > 0 && copies < 2 {
+		return errs.New(errs.Busy, "pool.delete", r.Name, "the pool holds the last copy of an image (base %s)", v.Name).
+			WithHint("delete the image first, or copy it: tarn cache add IMAGE --pool POOL")
+	}
+	return nil
+}
+
+// poolForget closes a pool, takes its marker away unless its data is kept, and
+// removes the records: step pool.forget/v1.
+func (e *Engine) poolForget() journal.Handler[*store.Tx] {
+	return simple{
+		final: true,
+		act: func(ctx context.Context, c *journal.Call) error {
+			var a poolArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			if a.KeepData {
+				return e.pools.drop(a.Pool)
+			}
+			return e.unpreparePool(ctx, a)
+		},
+		commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+			var a poolArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			if err := e.forgetVolumes(ctx, tx, a.Pool); err != nil {
+				return err
+			}
+			return errors.Join(forgetPool(ctx, tx, a.Pool), e.emit(ctx, tx, "pool.deleted", c.Op.Subject, c.Op.ID))
+		},
+	}
+}
+
+// forgetVolumes removes the records of a pool's volumes and disks, of instances
+// that have no disk elsewhere, and of images whose content is nowhere else.
+func (e *Engine) forgetVolumes(ctx context.Context, tx *store.Tx, id disk.PoolID) error {
+	vols, err := volumesIn(ctx, tx, id)
+	if err != nil {
+		return err
+	}
+	owners := map[disk.InstanceID]bool{}
+	contents := map[string]bool{}
+	for pass := range 2 { // disks before the bases they read from
+		for _, v := range vols {
+			if (v.Kind == disk.KindBase) != (pass == 1) {
+				continue
+			}
+			contents[v.Content] = true
+			d, err := tx.Disks.One(ctx, store.Eq("volume_id", v.ID))
+			if err == nil {
+				owners[d.InstanceID] = true
+				err = tx.Disks.Delete(ctx, d.ID)
+			} else if errors.Is(err, errs.NotFound) {
+				err = nil
+			}
+			if err := errors.Join(err, tx.Volumes.Delete(ctx, v.ID)); err != nil {
+				return err
+			}
+		}
+	}
+	for id := range owners {
+		left, err := disksOf(ctx, tx, id)
+		if err == nil && len(left) == 0 {
+			err = tx.Instances.Delete(ctx, id)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return forgetImages(ctx, tx, contents)
+}
+
+// forgetImages removes the images whose content no base holds any more.
+func forgetImages(ctx context.Context, tx *store.Tx, contents map[string]bool) error {
+	for content := range contents {
+		bases, err := basesOf(ctx, tx, content)
+		if err != nil {
+			return err
+		}
+		if content == "" || len(bases) > 0 {
+			continue
+		}
+		images, _, err := tx.Images.List(ctx, store.Query{Where: []store.Where{store.Eq("content", content)}})
+		if err != nil {
+			return err
+		}
+		for _, i := range images {
+			if err := tx.Images.Delete(ctx, i.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

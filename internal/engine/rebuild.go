@@ -1,0 +1,250 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/journal"
+	"github.com/tarn-storage/tarn/internal/pool"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
+	"github.com/tarn-storage/tarn/internal/store"
+)
+
+// rebuildArgs is what pool.rebuild/v1 reads.
+type rebuildArgs struct {
+	Driver string      `json:"driver"`
+	Path   string      `json:"path"`
+	Pool   disk.PoolID `json:"pool"`
+}
+
+// PoolImport takes a pool into the records by what it says of itself: its
+// marker and the sidecars of its volumes. No volume's bytes are looked at.
+func (e *Engine) PoolImport(ctx context.Context, o api.Options, r api.PoolImport) (api.Outcome, error) {
+	path, err := poolPath(r.Path)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	t, err := e.driverType(r.Driver)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	m, err := pool.ReadMarker(ctx, t, driver.Config{Path: path})
+	if errors.Is(err, errs.NotFound) {
+		return api.Outcome{}, errs.New(errs.NotFound, "pool.import", path, "there is no pool at %s", path).WithHint("tarn pool create makes one")
+	}
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	d := newDraft("pool.import", poolSubject(m.Pool))
+	d.request, d.resources = r, []string{"path:" + path}
+	d.steps = []journal.Step{journal.NewStep(stepPoolRebuild, rebuildArgs{Driver: r.Driver, Path: path, Pool: m.Pool.ID})}
+	d.notes = []string{"takes pool " + m.Pool.Name + " at " + path + " into the records"}
+	d.intent = func(ctx context.Context, tx *store.Tx) error {
+		if p, err := tx.Pools.Get(ctx, m.Pool.ID); err == nil {
+			return errs.New(errs.Exists, "pool.import", m.Pool.Name, "pool %s is on record already, at %s", p.Name, p.Path)
+		} else if !errors.Is(err, errs.NotFound) {
+			return err
+		}
+		m.Pool.Path = path
+		return apart(ctx, tx, m.Pool)
+	}
+	return e.submit(ctx, o, d)
+}
+
+// poolRebuild reads a pool's self-descriptions and records what they say: step
+// pool.rebuild/v1. It writes nothing to the storage unless the pool moved.
+func (e *Engine) poolRebuild() journal.Handler[*store.Tx] {
+	return simple{
+		act: func(ctx context.Context, c *journal.Call) error {
+			var a rebuildArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			found, err := e.readPool(ctx, a, c)
+			if err != nil {
+				return errs.Wrap(err, "pool.import", c.Op.Subject.Name)
+			}
+			return c.SetOutput(found)
+		},
+		commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+			var found rebuilt
+			if err := c.Output(&found); err != nil {
+				return err
+			}
+			if err := e.recordPool(ctx, tx, found); err != nil {
+				return err
+			}
+			c.Step.Output = nil // the records say it now
+			return e.emit(ctx, tx, "pool.imported", c.Op.Subject, c.Op.ID)
+		},
+		undo: func(ctx context.Context, c *journal.Call) error {
+			var a rebuildArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			return e.pools.drop(a.Pool)
+		},
+	}
+}
+
+// rebuilt is what a pool says of itself.
+type rebuilt struct {
+	Marker   disk.Marker    `json:"marker"`
+	Sidecars []disk.Sidecar `json:"sidecars"`
+}
+
+// readPool opens the pool and collects what it says. A sidecar that does not
+// parse, or whose volume is not there, is reported and left alone.
+func (e *Engine) readPool(ctx context.Context, a rebuildArgs, c *journal.Call) (out rebuilt, err error) {
+	t, err := e.driverType(a.Driver)
+	if err != nil {
+		return out, err
+	}
+	if out.Marker, err = pool.ReadMarker(ctx, t, driver.Config{Path: a.Path}); err != nil {
+		return out, err
+	}
+	m := &out.Marker
+	m.Pool.Path, m.Pool.State, m.Pool.HostID = a.Path, disk.PoolActive, e.cfg.Host.ID
+	p, err := pool.Open(ctx, t, m.Pool)
+	if err != nil {
+		return out, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.Close())
+		}
+	}()
+	u, err := p.Stat(ctx)
+	if err != nil {
+		return out, err
+	}
+	m.Domain.Identity, m.Pool.Identity = u.Identity, u.Identity+":"+a.Path
+	for rec, err := range p.Sidecars(ctx) {
+		if err != nil {
+			return out, err
+		}
+		s, err := e.readSidecar(ctx, p, rec)
+		if errors.Is(err, errs.Version) {
+			return out, err
+		}
+		if err != nil {
+			e.cfg.Log.Warn("a sidecar was left out of the import", "pool", m.Pool.Name, "volume", rec.Name, "error", err)
+			continue
+		}
+		s.Volume.PoolID = m.Pool.ID
+		out.Sidecars = append(out.Sidecars, s)
+		c.Progress(int64(len(out.Sidecars)), 0, "volumes")
+	}
+	if err := e.pools.drop(m.Pool.ID); err != nil {
+		return out, err
+	}
+	e.pools.put(m.Pool.ID, p)
+	return out, nil
+}
+
+// readSidecar completes one sidecar with what the driver sees of its volume.
+func (e *Engine) readSidecar(ctx context.Context, p *pool.Pool, rec driver.Record) (disk.Sidecar, error) {
+	s, err := pool.OpenSidecar(rec.Name, rec.Data)
+	if err != nil {
+		return s, err
+	}
+	if s.Volume.Name != rec.Name {
+		return s, errs.New(errs.Corrupt, "pool.import", rec.Name, "the sidecar is that of %s", s.Volume.Name)
+	}
+	obj, err := p.Describe(ctx, driver.Ref{ID: s.Volume.ID, Name: rec.Name})
+	if err != nil {
+		return s, err
+	}
+	s.Volume.BackendID, s.Volume.Allocated = obj.BackendID, obj.Allocated
+	return s, nil
+}
+
+// recordPool writes the records that a pool described. Where another pool told
+// of the same instance or image, the newer description wins.
+func (e *Engine) recordPool(ctx context.Context, tx *store.Tx, r rebuilt) error {
+	if err := recordDomain(ctx, tx, &r.Marker); err != nil {
+		return err
+	}
+	if err := tx.Pools.Insert(ctx, r.Marker.Pool); err != nil {
+		return err
+	}
+	slices.SortStableFunc(r.Sidecars, func(a, b disk.Sidecar) int { // bases before what reads from them
+		return boolInt(a.Volume.Kind != disk.KindBase) - boolInt(b.Volume.Kind != disk.KindBase)
+	})
+	for _, s := range r.Sidecars {
+		if err := e.recordSidecar(ctx, tx, s); err != nil {
+			return errs.Wrap(err, "pool.import", s.Volume.Name)
+		}
+	}
+	return nil
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// recordDomain finds or adds the domain that the marker's pool is in now.
+func recordDomain(ctx context.Context, tx *store.Tx, m *disk.Marker) error {
+	d, err := tx.Domains.One(ctx, store.Eq("identity", m.Domain.Identity))
+	if err == nil {
+		m.Pool.DomainID = d.ID
+		return nil
+	}
+	if !errors.Is(err, errs.NotFound) {
+		return err
+	}
+	if _, err := tx.Domains.Get(ctx, m.Domain.ID); err == nil {
+		m.Domain.ID = disk.DomainID(newID()) // that id is another space by now
+	}
+	m.Pool.DomainID = m.Domain.ID
+	return tx.Domains.Insert(ctx, m.Domain)
+}
+
+func (e *Engine) recordSidecar(ctx context.Context, tx *store.Tx, s disk.Sidecar) error {
+	s.Volume.CreatedBy = "" // operations do not come back
+	if err := tx.Volumes.Insert(ctx, s.Volume); err != nil {
+		return err
+	}
+	for _, i := range s.Images {
+		if err := newest(ctx, tx.Images, i.ID, i, func(i disk.Image) time.Time { return i.UpdatedAt }); err != nil {
+			return err
+		}
+	}
+	if s.Instance != nil {
+		if err := newest(ctx, tx.Instances, s.Instance.ID, *s.Instance, func(i disk.Instance) time.Time { return i.UpdatedAt }); err != nil {
+			return err
+		}
+	}
+	if s.Disk != nil {
+		if err := tx.Disks.Insert(ctx, *s.Disk); err != nil {
+			return err
+		}
+	}
+	if s.Lease == nil {
+		return nil
+	}
+	s.Lease.State = disk.LeaseUnverified
+	return tx.Leases.Insert(ctx, *s.Lease)
+}
+
+// newest inserts r, or updates the row of that id if r is newer.
+func newest[K ~string, R any](ctx context.Context, t store.Table[K, R], id K, r R, at func(R) time.Time) error {
+	have, err := t.Get(ctx, id)
+	switch {
+	case errors.Is(err, errs.NotFound):
+		return t.Insert(ctx, r)
+	case err != nil:
+		return err
+	case at(r).After(at(have)):
+		return t.Update(ctx, r)
+	}
+	return nil
+}

@@ -1,0 +1,175 @@
+package engine
+
+import (
+	"context"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/generate"
+	"github.com/tarn-storage/tarn/internal/journal"
+	"github.com/tarn-storage/tarn/internal/plan"
+	"github.com/tarn-storage/tarn/internal/store"
+)
+
+// resizeArgs is a resize that was decided. Sizes are bytes, rounded to the
+// pool's unit but for Requested.
+type resizeArgs struct {
+	Volume    disk.VolumeID `json:"volume"`
+	From      int64         `json:"from"`
+	To        int64         `json:"to"`
+	Requested int64         `json:"requested"`
+	WasAsked  int64         `json:"was_asked"`
+}
+
+// DiskResize sets the size of a disk that nobody uses.
+func (e *Engine) DiskResize(ctx context.Context, o api.Options, ref string, r api.DiskResize) (api.Outcome, error) {
+	if (r.Size == 0) == (r.By == 0) || r.By < 0 {
+		return api.Outcome{}, errs.New(errs.Invalid, "disk.resize", ref, "give either a size or an amount to grow by, above 0").WithHint("tarn disk resize DISK 40G, or +10G")
+	}
+	rec, err := e.diskByRef(ctx, ref)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	p, err := e.pool(rec.pool)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	want := r.Size
+	if r.By > 0 {
+		want = rec.volume.VirtualSize + r.By
+	}
+	subject := diskSubject(rec)
+	if err := plan.CheckResize(rec.disk.Role, rec.volume.Format, rec.volume.VirtualSize, want, r.Shrink, rec.disk.Source.Kind == string(generate.Blank), p.Caps); err != nil {
+		return api.Outcome{}, errs.Wrap(err, "disk.resize", subject.Name)
+	}
+	if err := e.notInUse(ctx, []disk.Volume{rec.volume}); err != nil {
+		return api.Outcome{}, err
+	}
+	a := resizeArgs{Volume: rec.volume.ID, From: rec.volume.VirtualSize, To: disk.RoundUp(want, p.Caps.SizeUnit), Requested: want, WasAsked: rec.volume.RequestedSize}
+	space, err := e.measure(ctx, rec.pool.DomainID)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	d := newDraft("disk.resize", subject)
+	d.request = r
+	d.resources = []string{"volume:" + string(a.Volume)}
+	d.steps = []journal.Step{journal.NewStep(stepVolumeResize, a)}
+	d.notes = []string{"resizes " + subject.Name + " from " + disk.FormatSize(a.From) + " to " + disk.FormatSize(a.To)}
+	d.intent = func(ctx context.Context, tx *store.Tx) error {
+		return e.intendResize(ctx, tx, a, rec.pool.DomainID, space)
+	}
+	return e.submit(ctx, o, d)
+}
+
+// intendResize promises the space of a grow and marks the volume.
+func (e *Engine) intendResize(ctx context.Context, tx *store.Tx, a resizeArgs, domain disk.DomainID, space measured) error {
+	v, err := tx.Volumes.Get(ctx, a.Volume)
+	if err != nil {
+		return err
+	}
+	if v.State != disk.VolumeReady || v.VirtualSize != a.From {
+		return errs.New(errs.Busy, "disk.resize", v.Name, "the volume is %s and changed meanwhile", v.State).WithHint("try again")
+	}
+	if l, err := leaseOf(ctx, tx, v.ID); err != nil {
+		return err
+	} else if l != nil {
+		return attachedError(v.Name)
+	}
+	need := max(commitment(v.Format, a.To), v.Committed)
+	if err := admit(ctx, tx, domain, space, plan.Need{Commit: need - v.Committed, Write: 1 << 20}); err != nil {
+		return err
+	}
+	v.State, v.Committed = disk.VolumeResizing, need
+	return tx.Volumes.Update(ctx, v)
+}
+
+// commitment is the space a writable volume of a format may come to need.
+func commitment(f diskfmt.Format, size int64) int64 {
+	if f == diskfmt.Qcow2 {
+		return size + plan.Qcow2Metadata(size)
+	}
+	return size
+}
+
+// volumeResize sets a volume's size, in the container and beside it: step
+// volume.resize/v1. A failed one gives the volume its old size back.
+func (e *Engine) volumeResize() journal.Handler[*store.Tx] {
+	return simple{
+		act: func(ctx context.Context, c *journal.Call) error {
+			var a resizeArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			return e.resizeTo(ctx, a, a.From, a.To, a.Requested)
+		},
+		commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+			var a resizeArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			return e.recordSize(ctx, tx, a.Volume, a.To, a.Requested, c.Op.ID)
+		},
+		undo: func(ctx context.Context, c *journal.Call) error {
+			var a resizeArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			return e.resizeTo(ctx, a, a.To, a.From, a.WasAsked)
+		},
+		undoCommit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+			var a resizeArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			return e.recordSize(ctx, tx, a.Volume, a.From, a.WasAsked, c.Op.ID)
+		},
+	}
+}
+
+// resizeTo brings the container from one size to another, whichever it has,
+// and writes the sidecar that says so.
+func (e *Engine) resizeTo(ctx context.Context, a resizeArgs, from, to, requested int64) error {
+	r, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (diskRecords, error) { return recordsOf(ctx, tx, a.Volume) })
+	if err != nil {
+		return err
+	}
+	p, err := e.pool(r.pool)
+	if err != nil {
+		return err
+	}
+	chain, err := e.chain(ctx, r.volume)
+	if err != nil {
+		return err
+	}
+	chain[0].VirtualSize = from
+	if err := p.Resize(ctx, chain, to); err != nil {
+		return errs.Wrap(err, "disk.resize", r.instance.Name+"/"+r.disk.Name)
+	}
+	resized(&r.volume, &r.disk, to, requested)
+	return p.WriteSidecar(ctx, r.sidecar())
+}
+
+// resized is what the records say after a resize, and so the sidecar before it
+// is recorded. Times are the state's own: a repeat writes the same bytes.
+func resized(v *disk.Volume, d *disk.Disk, size, requested int64) {
+	v.State, v.VirtualSize, v.RequestedSize, v.Committed = disk.VolumeReady, size, requested, commitment(v.Format, size)
+	v.Generation++
+	d.Size = size
+}
+
+func (e *Engine) recordSize(ctx context.Context, tx *store.Tx, id disk.VolumeID, size, requested int64, op journal.ID) error {
+	r, err := recordsOf(ctx, tx, id)
+	if err != nil {
+		return err
+	}
+	resized(&r.volume, &r.disk, size, requested)
+	if err := tx.Volumes.Update(ctx, r.volume); err != nil {
+		return err
+	}
+	if err := tx.Disks.Update(ctx, r.disk); err != nil {
+		return err
+	}
+	return e.emit(ctx, tx, "volume.resized", volumeSubject(r.volume), op)
+}

@@ -1,0 +1,116 @@
+package engine
+
+import (
+	"context"
+
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/journal"
+	"github.com/tarn-storage/tarn/internal/store"
+)
+
+// sidecarArgs names the volumes and pools whose self-descriptions follow a
+// change of the records.
+type sidecarArgs struct {
+	Volumes []disk.VolumeID `json:"volumes,omitempty"`
+	Pools   []disk.PoolID   `json:"pools,omitempty"`
+}
+
+func sidecarStep(vols []disk.Volume) journal.Step {
+	var a sidecarArgs
+	for _, v := range vols {
+		a.Volumes = append(a.Volumes, v.ID)
+	}
+	return journal.NewStep(stepSidecars, a)
+}
+
+// sidecarOf collects what volume id's sidecar says now.
+func sidecarOf(ctx context.Context, tx *store.Tx, id disk.VolumeID) (disk.Sidecar, error) {
+	v, err := tx.Volumes.Get(ctx, id)
+	if err != nil {
+		return disk.Sidecar{}, err
+	}
+	if v.Kind == disk.KindBase {
+		images, _, err := tx.Images.List(ctx, store.Query{Where: []store.Where{store.Eq("content", v.Content), store.Eq("state", disk.ImageReady)}})
+		return disk.Sidecar{Volume: v, Images: images}, err
+	}
+	r, err := recordsOf(ctx, tx, id)
+	return r.sidecar(), err
+}
+
+// touchVolumes raises the generation of vols: their sidecars are about to say
+// something newer.
+func touchVolumes(ctx context.Context, tx *store.Tx, vols []disk.Volume) error {
+	for _, v := range vols {
+		now, err := tx.Volumes.Get(ctx, v.ID)
+		if err != nil {
+			return err
+		}
+		now.Generation++
+		if err := tx.Volumes.Update(ctx, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sidecarsWrite brings self-descriptions up to the records: step
+// sidecars.write/v1. The records were changed by the operation's intent; they
+// win, so that the step only goes forward.
+func (e *Engine) sidecarsWrite() journal.Handler[*store.Tx] {
+	return simple{final: true, act: func(ctx context.Context, c *journal.Call) error {
+		var a sidecarArgs
+		if err := c.Args(&a); err != nil {
+			return err
+		}
+		for _, id := range a.Pools {
+			if err := e.writeMarker(ctx, id); err != nil {
+				return err
+			}
+		}
+		for i, id := range a.Volumes {
+			if err := e.writeSidecar(ctx, id); err != nil {
+				return err
+			}
+			c.Progress(int64(i+1), int64(len(a.Volumes)), "steps")
+		}
+		return nil
+	}}
+}
+
+// writeSidecar writes what the records say of volume id beside it.
+func (e *Engine) writeSidecar(ctx context.Context, id disk.VolumeID) error {
+	s, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Sidecar, error) { return sidecarOf(ctx, tx, id) })
+	if errs.KindOf(err) == errs.NotFound && err != nil {
+		return nil // deleted meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	p, err := e.poolOf(ctx, s.Volume.PoolID)
+	if err != nil {
+		return err
+	}
+	return p.WriteSidecar(ctx, s)
+}
+
+func (e *Engine) writeMarker(ctx context.Context, id disk.PoolID) error {
+	m, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Marker, error) { return markerOf(ctx, tx, id) })
+	if err != nil {
+		return err
+	}
+	p, err := e.pool(m.Pool)
+	if err != nil {
+		return err
+	}
+	return p.WriteMarker(ctx, m)
+}
+
+// markerOf collects what pool id's marker says now.
+func markerOf(ctx context.Context, tx *store.Tx, id disk.PoolID) (m disk.Marker, err error) {
+	if m.Pool, err = tx.Pools.Get(ctx, id); err != nil {
+		return m, err
+	}
+	m.Domain, err = tx.Domains.Get(ctx, m.Pool.DomainID)
+	return m, err
+}

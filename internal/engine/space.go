@@ -1,0 +1,172 @@
+package engine
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/plan"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
+	"github.com/tarn-storage/tarn/internal/store"
+)
+
+// foreignAge is how old a sample of what others use may get before it is taken
+// anew in the background: it costs a walk over every extent of the pool.
+const foreignAge = 30 * time.Second
+
+// gauge is the last sample of what others than tarn use in a domain.
+type gauge struct {
+	foreign  int64
+	at       time.Time
+	sampling bool
+	last     measured // what the last measurement of the domain said
+}
+
+// gauges holds one gauge per domain. Its zero value is ready.
+type gauges struct {
+	mu sync.Mutex
+	of map[disk.DomainID]*gauge
+}
+
+func (g *gauges) get(id disk.DomainID) *gauge {
+	if g.of == nil {
+		g.of = map[disk.DomainID]*gauge{}
+	}
+	if g.of[id] == nil {
+		g.of[id] = &gauge{}
+	}
+	return g.of[id]
+}
+
+// forget makes the next measurement take a new sample first.
+func (g *gauges) forget(id disk.DomainID) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.of, id)
+}
+
+// last returns what the last measurement of a domain said.
+func (g *gauges) last(id disk.DomainID) measured {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.get(id).last
+}
+
+func (g *gauges) keep(id disk.DomainID, m measured) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.get(id).last = m
+}
+
+// measured is what the technology says of a domain, outside of any
+// transaction.
+type measured struct {
+	capacity, free, foreign int64
+	foreignAt               time.Time
+}
+
+// space completes a measurement with what is promised, inside the transaction
+// that decides.
+func (m measured) space(ctx context.Context, tx *store.Tx, id disk.DomainID) (plan.Space, error) {
+	sums, err := tx.DomainSums(ctx, id)
+	return plan.Space{Capacity: m.capacity, Free: m.free, Foreign: m.foreign, Committed: sums.Committed, Writing: sums.Writing}, err
+}
+
+// measure asks the technology of an active pool of domain id how much space
+// there is. The foreign share comes from the last sample; only the first
+// measurement of a domain waits for one.
+func (e *Engine) measure(ctx context.Context, id disk.DomainID) (measured, error) {
+	pools, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]disk.Pool, error) {
+		pools, _, err := tx.Pools.List(ctx, store.Query{Where: []store.Where{store.Eq("domain_id", id)}})
+		return pools, err
+	})
+	if err != nil {
+		return measured{}, err
+	}
+	for _, r := range pools {
+		p, ok := e.pools.get(r.ID)
+		if !ok {
+			continue
+		}
+		u, err := p.Stat(ctx)
+		if err != nil {
+			return measured{}, err
+		}
+		m := measured{capacity: u.Capacity, free: u.Free}
+		m.foreign, m.foreignAt, err = e.foreign(ctx, id, pools, u)
+		e.space.keep(id, m)
+		return m, err
+	}
+	name := string(id)
+	if len(pools) > 0 {
+		name = pools[0].Name
+	}
+	return measured{}, errs.New(errs.Unavailable, "pool", name, "pool %s is not active", name).WithHint("tarn pool start %s", name)
+}
+
+// foreign returns the sample of what others use, refreshing it behind the
+// caller's back when it is old.
+func (e *Engine) foreign(ctx context.Context, id disk.DomainID, pools []disk.Pool, u driver.Usage) (int64, time.Time, error) {
+	e.space.mu.Lock()
+	g := e.space.get(id)
+	first, old := g.at.IsZero(), e.now().Sub(g.at) > foreignAge
+	sample := (first || old) && !g.sampling
+	if sample && !first {
+		g.sampling = true
+	}
+	foreign, at := g.foreign, g.at
+	e.space.mu.Unlock()
+	switch {
+	case first:
+		return e.sampleForeign(ctx, id, pools, u)
+	case sample:
+		e.background.Go(func() {
+			if _, _, err := e.sampleForeign(context.WithoutCancel(ctx), id, pools, u); err != nil {
+				e.cfg.Log.Warn("the space others use could not be measured", "domain", id, "error", err)
+			}
+		})
+	}
+	return foreign, at, nil
+}
+
+// sampleForeign measures used space minus tarn's own physical bytes.
+func (e *Engine) sampleForeign(ctx context.Context, id disk.DomainID, pools []disk.Pool, u driver.Usage) (int64, time.Time, error) {
+	var own int64
+	var failed error
+	for _, r := range pools {
+		if p, ok := e.pools.get(r.ID); ok {
+			if ph, ok := p.Driver.(driver.Physical); ok {
+				n, err := ph.Physical(ctx)
+				if err != nil {
+					failed = err
+				}
+				own += n
+			}
+		}
+	}
+	e.space.mu.Lock()
+	defer e.space.mu.Unlock()
+	g := e.space.get(id)
+	g.sampling = false
+	if failed != nil {
+		return g.foreign, g.at, failed
+	}
+	g.foreign, g.at = max(0, u.Capacity-u.Free-own), e.now()
+	return g.foreign, g.at, nil
+}
+
+// admit decides inside tx whether domain id can take on need, on measurements
+// taken before.
+func admit(ctx context.Context, tx *store.Tx, id disk.DomainID, m measured, need plan.Need) error {
+	d, err := tx.Domains.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	s, err := m.space(ctx, tx, id)
+	if err != nil {
+		return err
+	}
+	return plan.Admit(d, s, need)
+}
