@@ -90,7 +90,7 @@ func (s *Store) Operation(ctx context.Context, tx *Tx, id journal.ID) (journal.O
 // TakeUnfinished moves the rows of owner that are in no final state to fence
 // and returns them, oldest first.
 func (s *Store) TakeUnfinished(ctx context.Context, tx *Tx, owner string, fence int64) ([]journal.Operation, error) {
-	const unfinished = " WHERE owner = $1 AND state IN ('queued', 'running', 'undoing')"
+	const unfinished = " WHERE owner = $1 AND (state = 'queued' OR state = 'running' OR state = 'undoing')"
 	_, err := tx.exec(ctx, "UPDATE operations SET fence = $2"+unfinished, owner, fence)
 	if err != nil {
 		return nil, tx.failed("operation.take", owner, err)

@@ -131,7 +131,8 @@ func (s *Store) submit(r *request) error {
 	}
 }
 
-// View runs fn in one read transaction: all it reads is of one moment.
+// View runs fn in one read transaction: all it reads is of one moment. There are
+// only so many at a time, so fn must not begin another one.
 func (s *Store) View(ctx context.Context, fn func(ctx context.Context, tx *Tx) error) error {
 	c, err := s.reader(ctx)
 	if err != nil {
@@ -244,6 +245,9 @@ func (r *request) call(s *Store, tx *Tx) {
 		}
 	}()
 	r.err = r.fn(context.WithValue(context.WithoutCancel(r.ctx), nested{}, s), tx)
+	if r.err == nil {
+		r.err = s.engine.failed("store.update", "", tx.spoiled)
+	}
 	r.events = r.err == nil && tx.events
 	returned = true
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -33,6 +34,10 @@ type Tx struct {
 	write  bool
 	ended  bool
 	events bool // an event was emitted
+
+	// spoiled is the failure of a statement outside of a savepoint where that
+	// makes the engine turn the later commit into a silent rollback.
+	spoiled error
 }
 
 func newTx(c *conn, e *Engine, write bool) *Tx {
@@ -69,6 +74,8 @@ func (tx *Tx) enter(ctx context.Context, write bool) (context.Context, error) {
 		err = errs.New(errs.Internal, "store.tx", "", "a read transaction cannot write")
 	case tx.conn.fatal != nil:
 		err = tx.conn.fatal
+	case tx.spoiled != nil:
+		err = tx.spoiled
 	case !tx.write:
 		err = ctx.Err()
 	}
@@ -108,12 +115,17 @@ func (tx *Tx) exec(ctx context.Context, text string, args ...any) (int64, error)
 
 // query runs one reading statement and calls each for every row, with a
 // function that scans it.
-func (tx *Tx) query(ctx context.Context, text string, args []any, each func(scan func(...any) error) error) error {
+func (tx *Tx) query(ctx context.Context, text string, args []any, each func(scan func(...any) error) error) (err error) {
 	run, err := tx.enter(ctx, false)
 	if err != nil {
 		return err
 	}
 	defer tx.mu.Unlock()
+	defer func() {
+		if err != nil && tx.engine.Savepoints {
+			tx.spoiled = err
+		}
+	}()
 	s, err := tx.conn.prepared(run, text)
 	if err != nil {
 		return tx.note(err)
@@ -206,7 +218,7 @@ func (c *conn) savepoint(ctx context.Context, name string, fn func() error) erro
 	}
 	if err := fn(); err != nil {
 		if back := c.all(ctx, "ROLLBACK TO SAVEPOINT "+name, "RELEASE SAVEPOINT "+name); back != nil {
-			c.fatal = errors.Join(err, back)
+			c.fatal = cmp.Or(c.fatal, back) // never the function's own error: others would be told it
 		}
 		return err
 	}

@@ -197,9 +197,8 @@ func (s *Store) rollback(ctx context.Context) {
 	if s.writer == nil {
 		return
 	}
-	err := s.writer.all(context.WithoutCancel(ctx), "ROLLBACK")
-	if err != nil && s.engine.class(err) == Lost {
-		s.drop()
+	if s.writer.all(context.WithoutCancel(ctx), "ROLLBACK") != nil {
+		s.drop() // closing the connection ends whatever is open on it
 		return
 	}
 	s.writer.fatal = nil

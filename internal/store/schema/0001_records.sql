@@ -32,13 +32,13 @@ CREATE TABLE pools (
 	name        TEXT  NOT NULL CHECK (name <> ''),
 	driver      TEXT  NOT NULL CHECK (driver <> ''),
 	host_id     TEXT,
-	state       TEXT  NOT NULL CHECK (state IN ('creating', 'active', 'inactive', 'deleting')),
+	state       TEXT  NOT NULL CHECK (state = 'creating' OR state = 'active' OR state = 'inactive' OR state = 'deleting'),
 	path        TEXT  NOT NULL,
 	owner_uid   INT64 NOT NULL,
 	owner_gid   INT64 NOT NULL,
 	identity    TEXT  NOT NULL,
 	domain_id   TEXT  NOT NULL REFERENCES domains (id),
-	disk_format TEXT  NOT NULL CHECK (disk_format IN ('auto', 'raw', 'qcow2')),
+	disk_format TEXT  NOT NULL CHECK (disk_format = 'auto' OR disk_format = 'raw' OR disk_format = 'qcow2'),
 	created_at  INT64 NOT NULL,
 	updated_at  INT64 NOT NULL
 ) STRICT;
@@ -48,7 +48,7 @@ CREATE INDEX pools_by_domain ON pools (domain_id);
 CREATE TABLE images (
 	id            TEXT  NOT NULL PRIMARY KEY CHECK (id <> ''),
 	name          TEXT  NOT NULL CHECK (name <> ''),
-	state         TEXT  NOT NULL CHECK (state IN ('creating', 'ready', 'deleting')),
+	state         TEXT  NOT NULL CHECK (state = 'creating' OR state = 'ready' OR state = 'deleting'),
 	format        TEXT  NOT NULL CHECK (format <> ''),
 	virtual_size  INT64 NOT NULL CHECK (virtual_size >= 0),
 	min_disk      INT64 NOT NULL CHECK (min_disk >= 0),
@@ -64,8 +64,8 @@ CREATE TABLE volumes (
 	id              TEXT  NOT NULL PRIMARY KEY CHECK (id <> ''),
 	pool_id         TEXT  NOT NULL REFERENCES pools (id),
 	name            TEXT  NOT NULL CHECK (name <> ''),
-	kind            TEXT  NOT NULL CHECK (kind IN ('base', 'disk')),
-	state           TEXT  NOT NULL CHECK (state IN ('creating', 'ready', 'resizing', 'deleting', 'corrupt', 'lost', 'quarantined')),
+	kind            TEXT  NOT NULL CHECK (kind = 'base' OR kind = 'disk'),
+	state           TEXT  NOT NULL CHECK (state = 'creating' OR state = 'ready' OR state = 'resizing' OR state = 'deleting' OR state = 'corrupt' OR state = 'lost' OR state = 'quarantined'),
 	format          TEXT  NOT NULL CHECK (format <> ''),
 	virtual_size    INT64 NOT NULL CHECK (virtual_size >= 0),
 	requested_size  INT64 NOT NULL CHECK (requested_size >= 0),
@@ -86,7 +86,7 @@ CREATE TABLE volumes (
 	updated_at      INT64 NOT NULL,
 	CHECK (backing_id IS NULL OR (backing_name <> '' AND backing_format <> ''))
 ) STRICT;
-CREATE UNIQUE INDEX volumes_name ON volumes (pool_id, name);
+CREATE UNIQUE INDEX volumes_name ON volumes (name, pool_id); -- also finds a name in any pool
 CREATE UNIQUE INDEX volumes_base ON volumes (pool_id, content, format) WHERE kind = 'base' AND content <> '';
 CREATE INDEX volumes_by_pool ON volumes (pool_id, id);
 CREATE INDEX volumes_by_backing ON volumes (backing_id) WHERE backing_id IS NOT NULL;
@@ -113,7 +113,7 @@ CREATE TABLE disks (
 	id          TEXT  NOT NULL PRIMARY KEY CHECK (id <> ''),
 	instance_id TEXT  NOT NULL REFERENCES instances (id),
 	name        TEXT  NOT NULL CHECK (name <> ''),
-	role        TEXT  NOT NULL CHECK (role IN ('root', 'ephemeral', 'swap', 'config', 'data', 'cdrom', 'rescue')),
+	role        TEXT  NOT NULL CHECK (role = 'root' OR role = 'ephemeral' OR role = 'swap' OR role = 'config' OR role = 'data' OR role = 'cdrom' OR role = 'rescue'),
 	position    INT64 NOT NULL,
 	size        INT64 NOT NULL CHECK (size >= 0),
 	volume_id   TEXT  NOT NULL REFERENCES volumes (id),
@@ -121,7 +121,7 @@ CREATE TABLE disks (
 	bus         TEXT  NOT NULL,
 	device      TEXT  NOT NULL,
 	boot_index  INT64 NOT NULL,
-	read_only   INT64 NOT NULL CHECK (read_only IN (0, 1)),
+	read_only   INT64 NOT NULL CHECK (read_only = 0 OR read_only = 1),
 	discard     TEXT  NOT NULL,
 	cache       TEXT  NOT NULL,
 	prealloc    TEXT  NOT NULL,
@@ -139,7 +139,7 @@ CREATE TABLE leases (
 	host_id    TEXT  NOT NULL CHECK (host_id <> ''),
 	boot_id    TEXT  NOT NULL,
 	generation INT64 NOT NULL,
-	state      TEXT  NOT NULL CHECK (state IN ('held', 'unverified')),
+	state      TEXT  NOT NULL CHECK (state = 'held' OR state = 'unverified'),
 	created_at INT64 NOT NULL
 ) STRICT;
 CREATE INDEX leases_by_host ON leases (host_id);
@@ -147,7 +147,7 @@ CREATE INDEX leases_by_host ON leases (host_id);
 CREATE TABLE operations (
 	id           TEXT  NOT NULL PRIMARY KEY CHECK (id <> ''),
 	kind         TEXT  NOT NULL CHECK (kind <> ''),
-	state        TEXT  NOT NULL CHECK (state IN ('queued', 'running', 'undoing', 'done', 'failed', 'cancelled', 'needs_operator')),
+	state        TEXT  NOT NULL CHECK (state = 'queued' OR state = 'running' OR state = 'undoing' OR state = 'done' OR state = 'failed' OR state = 'cancelled' OR state = 'needs_operator'),
 	subject_type TEXT  NOT NULL,
 	subject_id   TEXT  NOT NULL,
 	subject_name TEXT  NOT NULL,
@@ -158,7 +158,7 @@ CREATE TABLE operations (
 	steps        TEXT, -- JSON
 	progress     TEXT  NOT NULL, -- JSON
 	error        TEXT, -- JSON
-	cancel       INT64 NOT NULL CHECK (cancel IN (0, 1)),
+	cancel       INT64 NOT NULL CHECK (cancel = 0 OR cancel = 1),
 	attempts     INT64 NOT NULL,
 	owner        TEXT  NOT NULL,
 	fence        INT64 NOT NULL,
@@ -167,7 +167,7 @@ CREATE TABLE operations (
 ) STRICT;
 CREATE UNIQUE INDEX operations_key ON operations (kind, key) WHERE key IS NOT NULL;
 CREATE INDEX operations_by_subject ON operations (subject_id);
-CREATE INDEX operations_unfinished ON operations (owner, created_at) WHERE state IN ('queued', 'running', 'undoing');
+CREATE INDEX operations_unfinished ON operations (owner, created_at) WHERE state = 'queued' OR state = 'running' OR state = 'undoing';
 
 CREATE TABLE operation_resources (
 	resource     TEXT NOT NULL PRIMARY KEY CHECK (resource <> ''),

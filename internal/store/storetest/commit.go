@@ -288,6 +288,25 @@ func testPanic(t *testing.T, place Place) {
 	}
 }
 
+// An error that fn keeps to itself must never turn its success into a lie.
+func testSwallowed(t *testing.T, place Place) {
+	s := fresh(t, place)
+	err := s.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+		if err := tx.Hosts.Insert(ctx, newHost("x")); err != nil {
+			return err
+		}
+		wantKind(t, "an event without a type", tx.Emit(ctx, store.Event{}), errs.Internal)
+		return nil
+	})
+	want := 0
+	if err == nil {
+		want = 1
+	}
+	if got := countHosts(t, s); got != want {
+		t.Errorf("hosts after Update returned %v: got %d, want %d", err, got, want)
+	}
+}
+
 func testSnapshot(t *testing.T, place Place) {
 	s := fresh(t, place)
 	view(t, s, func(ctx context.Context, tx *store.Tx) error {

@@ -41,6 +41,7 @@ func Run(t *testing.T, place Place) {
 		{"transaction rules", testTransactionRules},
 		{"cancellation", testCancellation},
 		{"panic and exit", testPanic},
+		{"swallowed error", testSwallowed},
 		{"snapshot reads", testSnapshot},
 		{"crash around commit", testCrash},
 		{"I/O error", testIOError},
