@@ -1,6 +1,6 @@
 // Package disk holds the records that tarn keeps, Host to Lease, and the state
-// machines they move through. It performs no I/O: stores persist the records,
-// drivers act on what they say.
+// machines they move through. It refuses to perform I/O: stores persist the
+// records, drivers act on what they say.
 package disk
 
 import (

@@ -221,4 +221,3 @@ func jsonOf(t *testing.T, v any) string {
 	}
 	return string(b)
 }
-

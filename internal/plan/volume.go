@@ -1,6 +1,6 @@
 // Package plan decides: from records, capabilities and a request it makes what
-// an operation will do, or a typed conflict. It is pure: it reads no clock, no
-// disk and no database, so that a dry run is the plan, printed.
+// an operation will do, or a typed conflict. It refuses to read a clock, a disk or a
+// database, so that a dry run is the plan, printed.
 package plan
 
 import (
