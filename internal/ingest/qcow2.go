@@ -25,11 +25,11 @@ func (im *intake) openQcow2(ctx context.Context, r io.ReaderAt, size int64) (*in
 		return nil, Header{}, hinted(err)
 	}
 	h := qcow2Header(rep)
-	data := rep.DataClusters + rep.CompressedClusters
-	if h.MaxData = rep.VirtualSize; data < rep.VirtualSize/rep.ClusterSize {
-		h.MaxData = data * rep.ClusterSize
+	h.MaxData, err = dataBytes(src)
+	if data := rep.DataClusters + rep.CompressedClusters; err == nil && data < h.MaxData/(rep.ClusterSize+minHole) {
+		h.MaxData = data * (rep.ClusterSize + minHole)
 	}
-	return src, h, nil
+	return src, h, hinted(err)
 }
 
 // judgeQcow2 judges the header alone, of a file that begins with head.

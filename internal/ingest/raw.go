@@ -18,29 +18,39 @@ func (r rawFile) Size() int64 { return r.size }
 
 func (r rawFile) Extent(off int64) (diskfmt.Extent, error) { return r.extent(off, r.size) }
 
-// maxExtents bounds the walk that measures a file's data; what lies behind it
+// maxExtents bounds the walk that measures a disk's data; what lies behind it
 // counts as data.
-const maxExtents = 200_000
+const maxExtents = 1 << 20
 
-// dataBytes returns an upper bound of how many bytes of r are data.
+// minHole is the shortest run of zeroes that a conversion leaves out for sure,
+// two partly filled blocks around it included.
+const minHole = 64<<10 + 2*blockSize
+
+// dataBytes returns an upper bound of what a conversion of r writes: its data in
+// whole blocks, with the short gaps between.
 func dataBytes(r diskfmt.Reader) (int64, error) {
-	var data int64
+	var data, end int64 // end of what was counted so far
 	size := r.Size()
 	off := int64(0)
 	for range maxExtents {
 		if off >= size {
-			return data, nil
+			return min(data, size), nil
 		}
 		e, err := r.Extent(off)
 		if err != nil {
 			return 0, err
 		}
-		if e.Kind != diskfmt.Zero {
-			data += e.Length
+		if off = e.End(); e.Kind == diskfmt.Zero {
+			continue
 		}
-		off = e.End()
+		start := max(e.Offset&^(blockSize-1), end)
+		if e.Offset-end < minHole {
+			start = end
+		}
+		end = (e.End() + blockSize - 1) &^ (blockSize - 1)
+		data += end - start
 	}
-	return data + max(0, size-off), nil
+	return min(data+size-end, size), nil
 }
 
 // ends returns the first and last bytes of a file, as sniff wants them.

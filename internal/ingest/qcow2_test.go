@@ -1,0 +1,221 @@
+package ingest
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/test/system/canary"
+)
+
+// tool runs one of QEMU's tools, the oracle of these tests.
+func tool(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skipf("%v; apt-get install qemu-utils", err)
+	}
+	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+	}
+}
+
+// qcow2Of makes a qcow2 file of the disk b and returns its bytes.
+func qcow2Of(t testing.TB, b []byte, args ...string) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	raw, file := filepath.Join(dir, "raw"), filepath.Join(dir, "file")
+	if err := os.WriteFile(raw, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "qemu-img", append(append([]string{"convert", "-f", "raw", "-O", "qcow2"}, args...), raw, file)...)
+	out, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+var variants = map[string][]string{
+	"v3":              nil,
+	"v2":              {"-o", "compat=0.10"},
+	"zlib":            {"-c"},
+	"zstd":            {"-c", "-o", "compression_type=zstd"},
+	"v2 zlib":         {"-c", "-o", "compat=0.10"},
+	"clusters of 512": {"-o", "cluster_size=512"},
+	"clusters of 2M":  {"-o", "cluster_size=2M"},
+	"2M zlib":         {"-c", "-o", "cluster_size=2M"},
+	"4K zstd":         {"-c", "-o", "cluster_size=4k,compression_type=zstd"},
+	"extended L2":     {"-o", "extended_l2=on"},
+	"ext. L2 zlib":    {"-c", "-o", "extended_l2=on"},
+	"refcounts of 1":  {"-o", "refcount_bits=1"},
+	"64 bits":         {"-o", "refcount_bits=64"},
+	"lazy":            {"-o", "lazy_refcounts=on"},
+	"metadata":        {"-o", "preallocation=metadata"},
+	"falloc":          {"-o", "preallocation=falloc"},
+	"out of order":    {"-W", "-m", "16"},
+}
+
+func TestQcow2(t *testing.T) {
+	disk := mixed(11, 9*mib+512)
+	for name, args := range variants {
+		file := qcow2Of(t, disk, args...)
+		claim := Claim{Format: "qcow2", SHA256: sha256Of(file)}
+		got, err := importSource(t.Context(), t, Source{File: writeFile(t, file), Name: name}, claim)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		check(t, name, got, disk, file)
+		for _, size := range []int64{-1, int64(len(file))} {
+			got, err := importSource(t.Context(), t, Source{Stream: dribble{bytes.NewReader(file)}, Size: size, Name: name}, claim)
+			if err != nil {
+				t.Errorf("%s as a stream of %d: %v", name, size, err)
+				continue
+			}
+			check(t, name+" as a stream", got, disk, file)
+		}
+	}
+}
+
+func TestQcow2WithSnapshots(t *testing.T) {
+	disk := mixed(12, 4*mib)
+	file := writeFile(t, qcow2Of(t, disk))
+	tool(t, "qemu-img", "snapshot", "-c", "one", file.Name())
+	tool(t, "qemu-io", "-f", "qcow2", "-c", "write -q -P 7 0 1M", file.Name())
+	copy(disk, bytes.Repeat([]byte{7}, mib))
+	got, err := importSource(t.Context(), t, Source{File: file}, Claim{Format: "qcow2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, "snapshot", got, disk, contents(t, file))
+	if f := strings.Join(got.header.Features, "; "); !strings.Contains(f, "1 internal snapshots") {
+		t.Errorf("features %q do not speak of the snapshot", f)
+	}
+}
+
+// put overwrites bytes of a file.
+func put(b []byte, off int, with ...byte) []byte {
+	b = bytes.Clone(b)
+	copy(b[off:], with)
+	return b
+}
+
+func be64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
+
+// hostile makes files that must be refused; canary is the path of a file that
+// none may make anybody open.
+func hostile(t *testing.T, canary string) map[string]struct {
+	file []byte
+	want refusal
+} {
+	t.Helper()
+	type row = struct {
+		file []byte
+		want refusal
+	}
+	plain := qcow2Of(t, mixed(13, 4*mib))
+	zlib := qcow2Of(t, mixed(13, 4*mib), "-c")
+	l1 := int(binary.BigEndian.Uint64(plain[40:]))
+	l2 := int(binary.BigEndian.Uint64(plain[l1:]) & 0x00fffffffffffe00)
+	rows := map[string]row{
+		"empty":                       {nil, refusal{errs.Unsafe, ClassEmpty, "no bytes"}},
+		"raw":                         {mixed(1, mib), refusal{errs.Unsafe, ClassMismatch, "magic"}},
+		"gzip":                        {put(mixed(1, mib), 0, 0x1f, 0x8b), refusal{errs.Unsafe, ClassMismatch, "gzip"}},
+		"version 1":                   {put(plain, 4, 0, 0, 0, 1), refusal{errs.Unsafe, ClassMismatch, "qcow version 1"}},
+		"version 4":                   {put(plain, 4, 0, 0, 0, 4), refusal{errs.Unsafe, ClassVersion, "version 4"}},
+		"dirty":                       {put(plain, 79, 1), refusal{errs.Unsafe, ClassDirty, "dirty"}},
+		"corrupt":                     {put(plain, 79, 2), refusal{errs.Unsafe, ClassCorrupt, "corrupt"}},
+		"data file bit":               {put(plain, 79, 4), refusal{errs.Unsafe, ClassExternal, "another file"}},
+		"unknown feature":             {put(plain, 79, 0x80), refusal{errs.Unsafe, ClassFeature, "unknown"}},
+		"encrypted":                   {put(plain, 35, 2), refusal{errs.Unsafe, ClassFeature, "encrypted"}},
+		"65 TiB":                      {put(plain, 24, be64(65<<40)...), refusal{errs.Unsafe, ClassLimit, "virtual size"}},
+		"64 TiB":                      {put(plain, 24, be64(64<<40)...), refusal{errs.Unsafe, ClassCorrupt, "L1 table"}},
+		"size -1":                     {put(plain, 24, be64(1<<64-512)...), refusal{errs.Unsafe, ClassLimit, "virtual size"}},
+		"cluster bits 63":             {put(plain, 20, 0, 0, 0, 63), refusal{errs.Unsafe, ClassCorrupt, "cluster_bits"}},
+		"L1 past the end":             {put(plain, 40, be64(1<<40)...), refusal{errs.Unsafe, ClassTruncated, "L1"}},
+		"L1 on the header":            {put(plain, 40, be64(0)...), refusal{errs.Unsafe, ClassCorrupt, "L1"}},
+		"truncated":                   {plain[:len(plain)-64*kib], refusal{errs.Unsafe, ClassTruncated, "end of the file"}},
+		"cut in the header":           {plain[:50], refusal{errs.Unsafe, ClassTruncated, "50 bytes"}},
+		"two entries for one cluster": {put(plain, l2+8, plain[l2:l2+8]...), refusal{errs.Unsafe, ClassOverlap, "lies already"}},
+		"data on the L1 table":        {put(plain, l2, be64(uint64(l1)|1<<63)...), refusal{errs.Unsafe, ClassOverlap, "lies already"}},
+		"bad deflate":                 {put(zlib, 5*64*kib+100, bytes.Repeat([]byte{0xff}, 64*kib)...), refusal{errs.Unsafe, ClassCorrupt, "compressed"}},
+		"VHD footer":                  {append(bytes.Clone(plain), put(make([]byte, 512), 0, []byte("conectix")...)...), refusal{errs.Unsafe, ClassMismatch, "VHD"}},
+		"VDI signature":               {put(plain, 0x40, 0x7f, 0x10, 0xda, 0xbe), refusal{errs.Unsafe, ClassMismatch, "VDI"}},
+	}
+	for name, args := range map[string][]string{
+		"backing file":       {"-b", canary, "-F", "raw"},
+		"backing json":       {"-u", "-b", fmt.Sprintf(`json:{"driver":"raw","file":{"driver":"file","filename":%q}}`, canary), "-F", "raw"},
+		"backing nbd":        {"-u", "-b", "nbd:127.0.0.1:1", "-F", "raw"},
+		"external data file": {"-o", "data_file=" + canary + ".data,data_file_raw=on"},
+	} {
+		file := filepath.Join(t.TempDir(), "file")
+		if !strings.Contains(name, "data") {
+			args = append([]string{"-u"}, args...)
+		}
+		tool(t, "qemu-img", append(append([]string{"create", "-q", "-f", "qcow2"}, args...), file, "4M")...)
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b = bytes.ReplaceAll(b, []byte(canary+".data"), []byte(canary+"\x00\x00\x00\x00\x00"))
+		rows[name] = row{b, refusal{errs.Unsafe, ClassExternal, ""}}
+	}
+	return rows
+}
+
+func TestHostileQcow2(t *testing.T) {
+	c := canary.New(t)
+	for name, row := range hostile(t, c.Path) {
+		got, err := importSource(t.Context(), t, Source{File: writeFile(t, row.file), Name: "image.qcow2"}, Claim{Format: "qcow2"})
+		row.want.check(t, name, err)
+		if err != nil && strings.Contains(err.Error(), c.Path) {
+			t.Errorf("%s: the message names the file that the image names: %v", name, err)
+		}
+		if got.result != (Result{}) {
+			t.Errorf("%s: a refused image has a result: %+v", name, got.result)
+		}
+		_, err = importSource(t.Context(), t, Source{Stream: bytes.NewReader(row.file), Size: int64(len(row.file))}, Claim{Format: "qcow2"})
+		if want := row.want; want.class != ClassExternal || err == nil {
+			want.check(t, name+" as a stream", err)
+		}
+		v, err := Inspect(t.Context(), Config{}, Source{File: writeFile(t, row.file)}, Claim{Format: "qcow2"})
+		if err != nil || v.Verdict != "reject" || v.Error != row.want.class {
+			t.Errorf("%s: verdict %+v, %v, want class %s", name, v, err, row.want.class)
+		}
+	}
+	c.AssertNeverOpened(t)
+}
+
+// TestQcow2AsRaw imports qcow2 headers under the claim that they are raw.
+func TestQcow2AsRaw(t *testing.T) {
+	c := canary.New(t)
+	for name, row := range hostile(t, c.Path) {
+		if !bytes.HasPrefix(row.file, []byte("QFI\xfb")) {
+			continue
+		}
+		_, err := importSource(t.Context(), t, Source{File: writeFile(t, row.file)}, Claim{Format: "raw"})
+		refusal{errs.Unsafe, ClassMismatch, "look like"}.check(t, name, err)
+	}
+	c.AssertNeverOpened(t)
+}
+
+func TestWrongDigestOfQcow2(t *testing.T) {
+	file := qcow2Of(t, mixed(14, 3*mib))
+	sum := sha256Of(file)
+	file[len(file)-1] ^= 1 // the last byte of the last data cluster
+	for _, src := range []Source{{File: writeFile(t, file)}, {Stream: bytes.NewReader(file), Size: int64(len(file))}} {
+		_, err := importSource(t.Context(), t, src, Claim{Format: "qcow2", SHA256: sum})
+		refusal{errs.Unsafe, ClassChecksum, sum}.check(t, "flipped bit", err)
+	}
+	_, err := importSource(t.Context(), t, Source{Stream: bytes.NewReader(file[:len(file)-1]), Size: int64(len(file))}, Claim{Format: "qcow2"})
+	refusal{errs.Unsafe, ClassTruncated, "ended after"}.check(t, "short body", err)
+}
