@@ -292,6 +292,9 @@ func TestLayers(t *testing.T) {
 		}()},
 	} {
 		t.Run(row.name, func(t *testing.T) {
+			if row.name == "namespaces" && os.Getuid() != 0 {
+				t.Skip("only root gets namespaces without a user namespace")
+			}
 			for name := range row.want {
 				row.probe.Attempts = append(row.probe.Attempts, name)
 			}
