@@ -423,7 +423,9 @@ func TestUndoAsksForAnOperator(t *testing.T) {
 				at = append(at, time.Since(start))
 				return errs.New(errs.Unavailable, "volume.delete", "v", "no answer")
 			}
-			b.b.act = func(context.Context, *journal.Call) error { return errs.New(errs.NoSpace, "volume.create", "v", "full") }
+			b.b.act = func(context.Context, *journal.Call) error {
+				return errs.New(errs.NoSpace, "volume.create", "v", "full")
+			}
 		}
 		breaks(b)
 		id := b.submit(t, "a", "b")
