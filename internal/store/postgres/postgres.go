@@ -35,6 +35,19 @@ const readers = 8
 // lockKey is the advisory lock of whoever writes ("tarn" in ASCII).
 const lockKey = 0x7461726e
 
+// session is set in every session. The time-outs, in seconds unless they say
+// otherwise, make the server end the transaction of a host that is gone, which
+// would keep the others from writing.
+var session = map[string]string{
+	"application_name":                    "tarnd",
+	"synchronous_commit":                  "on",
+	"idle_in_transaction_session_timeout": "60s",
+	"tcp_keepalives_idle":                 "15",
+	"tcp_keepalives_interval":             "5",
+	"tcp_keepalives_count":                "3",
+	"tcp_user_timeout":                    "30s",
+}
+
 // Options say where the database is.
 type Options struct {
 	DSN string // a URL or keywords as libpq takes them
@@ -48,8 +61,9 @@ func Open(ctx context.Context, o Options) (*store.Store, error) {
 	if err != nil {
 		return nil, errs.New(errs.Invalid, "store.open", "", "the PostgreSQL DSN cannot be read: %w", err)
 	}
-	config.RuntimeParams["synchronous_commit"] = "on"
-	config.RuntimeParams["application_name"] = "tarnd"
+	for name, value := range session {
+		config.RuntimeParams[name] = value
+	}
 	writer, reader := stdlib.OpenDB(*config), stdlib.OpenDB(*config)
 	writer.SetMaxOpenConns(1)
 	reader.SetMaxOpenConns(readers)

@@ -41,8 +41,17 @@ type Options struct {
 
 // Open locks the state directory and opens its database, which is created if it
 // does not exist. A directory that another daemon has locked is errs.Busy; a
-// newer schema is errs.Version and leaves every byte as it was.
+// newer schema is errs.Version and leaves every byte as it was. On a full disk
+// OnFull is called and opening tried once more.
 func Open(ctx context.Context, o Options) (*store.Store, error) {
+	s, err := openDir(ctx, o)
+	if errors.Is(err, errs.NoSpace) && o.OnFull != nil && o.OnFull() == nil {
+		return openDir(ctx, o)
+	}
+	return s, err
+}
+
+func openDir(ctx context.Context, o Options) (*store.Store, error) {
 	lock, err := lockDir(o.Dir)
 	if err != nil {
 		return nil, err
@@ -167,8 +176,13 @@ func kindOf(err error) errs.Kind {
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		return errs.Unavailable
 	}
-	if c := code(err); c&0xff == lib.SQLITE_NOTADB || c&0xff == lib.SQLITE_CORRUPT {
+	switch classify(err).Class {
+	case store.Damaged:
 		return errs.Corrupt
+	case store.Full:
+		return errs.NoSpace
+	case store.Lost, store.Failed:
+		return errs.Unavailable
 	}
 	return errs.KindOf(err)
 }

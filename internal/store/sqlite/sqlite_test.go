@@ -237,3 +237,24 @@ func TestFullDisk(t *testing.T) {
 	}
 	check("with room again")
 }
+
+// A daemon that starts on a full disk opens its database with the ballast's help.
+func TestOpenOnFullDisk(t *testing.T) {
+	dir := small(t, 8<<20)
+	if err := open(t, sqlite.Options{Dir: dir}).Close(); err != nil {
+		t.Fatal(err)
+	}
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, dir, "filler")
+	if _, err := sqlite.Open(t.Context(), sqlite.Options{Dir: dir}); !errors.Is(err, errs.NoSpace) {
+		t.Errorf("open without a ballast: got %v (%s), want no_space", err, errs.KindOf(err))
+	}
+	s := open(t, sqlite.Options{Dir: dir, OnFull: func() error { return os.Remove(ballast) }})
+	defer s.Close()
+	if err := insertHost(t.Context(), s, "h", "x"); err != nil {
+		t.Errorf("insert after the ballast's release: %v", err)
+	}
+}
