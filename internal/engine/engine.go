@@ -5,6 +5,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -93,10 +94,10 @@ func (e *Engine) begin(ctx, life context.Context) error {
 	if err := e.openPools(ctx); err != nil {
 		return err
 	}
-	if err := e.releaseOldLeases(ctx); err != nil {
+	if err := e.runner.Recover(ctx); err != nil {
 		return err
 	}
-	if err := e.runner.Recover(ctx); err != nil {
+	if err := e.releaseOldLeases(ctx); err != nil {
 		return err
 	}
 	e.background.Go(func() { e.restoreBallast(life) })
@@ -119,23 +120,19 @@ func (e *Engine) now() time.Time { return e.cfg.Clock().UTC().Truncate(time.Micr
 // newID returns a new UUIDv7.
 func newID() string { return uuid.Must(uuid.NewV7()).String() }
 
-// registerHost records this host and the boot it is in.
+// registerHost records this host and the boot it is in, where that is news.
 func (e *Engine) registerHost(ctx context.Context) error {
-	return e.store.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
-		h, err := tx.Hosts.Get(ctx, e.cfg.Host.ID)
-		switch errs.KindOf(err) {
-		case errs.NotFound:
-			now := e.now()
-			return tx.Hosts.Insert(ctx, disk.Host{ID: e.cfg.Host.ID, Name: e.cfg.Host.Name, BootID: e.cfg.Host.BootID, CreatedAt: now, UpdatedAt: now})
-		case "":
-		}
-		if err != nil {
-			return err
-		}
-		if h.BootID == e.cfg.Host.BootID && h.Name == e.cfg.Host.Name {
-			return nil
-		}
-		h.BootID, h.Name, h.UpdatedAt = e.cfg.Host.BootID, e.cfg.Host.Name, e.now()
-		return tx.Hosts.Update(ctx, h)
-	})
+	now := e.now()
+	h := disk.Host{ID: e.cfg.Host.ID, Name: e.cfg.Host.Name, BootID: e.cfg.Host.BootID, CreatedAt: now, UpdatedAt: now}
+	have, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Host, error) { return tx.Hosts.Get(ctx, h.ID) })
+	switch {
+	case errors.Is(err, errs.NotFound):
+		return e.store.Update(ctx, func(ctx context.Context, tx *store.Tx) error { return tx.Hosts.Insert(ctx, h) })
+	case err != nil:
+		return err
+	case have.BootID == h.BootID && have.Name == h.Name:
+		return nil
+	}
+	h.CreatedAt = have.CreatedAt
+	return e.store.Update(ctx, func(ctx context.Context, tx *store.Tx) error { return tx.Hosts.Update(ctx, h) })
 }

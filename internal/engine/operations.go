@@ -99,3 +99,7 @@ func (e *Engine) Events(ctx context.Context, after int64) iter.Seq2[api.Event, e
 func (e *Engine) Version(context.Context) api.Version {
 	return api.Version{Version: e.cfg.Version, Go: runtime.Version(), API: "v1", Schema: e.store.SchemaVersion()}
 }
+
+// Settle returns when no operation is running, with the errors of those that
+// were left for the next start.
+func (e *Engine) Settle(ctx context.Context) error { return e.runner.Settle(ctx) }
