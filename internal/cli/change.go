@@ -173,7 +173,7 @@ func (a *app) printPlan(p *api.Plan) error {
 		return err
 	}
 	for _, s := range p.Steps {
-		if err := a.say("  %s %s", s.Kind, s.Detail); err != nil {
+		if err := a.say("  %s", s.Kind); err != nil {
 			return err
 		}
 	}

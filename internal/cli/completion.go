@@ -43,7 +43,7 @@ func instanceNames(ctx context.Context, c *client.Client) ([]string, error) {
 
 func diskNames(ctx context.Context, c *client.Client) ([]string, error) {
 	l, err := c.Disks(ctx, "", everything)
-	return namesOf(l, err, func(d api.Disk) string { return d.Name })
+	return namesOf(l, err, diskName)
 }
 
 func volumeNames(ctx context.Context, c *client.Client) ([]string, error) {

@@ -22,8 +22,11 @@ const diskHeader = "NAME SIZE FORMAT POOL STATE DEVICE SERIAL ATTACHED"
 func diskID(d api.Disk) string { return d.ID }
 
 func diskRow(d api.Disk) []string {
-	return []string{d.Name, size(d.Size), d.Format, d.Pool, d.State, d.Device, d.Serial, holder(d)}
+	return []string{diskName(d), size(d.Size), d.Format, d.Pool, d.State, d.Device, d.Serial, holder(d)}
 }
+
+// diskName is how a user names a disk.
+func diskName(d api.Disk) string { return d.Instance + "/" + d.Name }
 
 // holder says which host may write a disk.
 func holder(d api.Disk) string {
@@ -93,7 +96,7 @@ func diskFields(d api.Disk) []field {
 		access = "read only"
 	}
 	return []field{
-		{"name", d.Name}, {"id", d.ID}, {"serial", d.Serial}, {"role", d.Role}, {"size", size(d.Size)}, {"format", d.Format},
+		{"name", diskName(d)}, {"id", d.ID}, {"serial", d.Serial}, {"role", d.Role}, {"size", size(d.Size)}, {"format", d.Format},
 		{"pool", d.Pool}, {"volume", d.Volume}, {"state", d.State}, {"path", d.Path}, {"source", source}, {"backing", backing},
 		{"device", d.Device}, {"bus", d.Bus}, {"boot index", boot}, {"access", access}, {"discard", d.Discard}, {"cache", d.Cache},
 		{"attached", holder(d)}, {"created", when(d.CreatedAt)},

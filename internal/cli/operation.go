@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -21,8 +22,8 @@ func operationFields(o api.Operation) []field {
 	if o.Error != nil {
 		failure = o.Error.Message
 	}
-	if o.Progress.Total > 0 {
-		progress = amount(o.Progress.Done, o.Progress.Unit) + " of " + amount(o.Progress.Total, o.Progress.Unit) + " " + pace(o.Progress)
+	if o.Progress.Total > 0 && !o.Final() {
+		progress = strings.TrimSpace(portion(o.Progress) + " " + pace(o.Progress))
 	}
 	for i, s := range o.Steps {
 		if i > 0 {
@@ -55,7 +56,7 @@ func (a *app) operationList() *cobra.Command {
 			}
 			return printList(a, l, func(o api.Operation) string { return o.ID }, "ID KIND STATE SUBJECT PROGRESS CREATED", func(o api.Operation) []string {
 				progress := ""
-				if o.Progress.Total > 0 {
+				if o.Progress.Total > 0 && !o.Final() {
 					progress = fmt.Sprintf("%d%%", int64(float64(o.Progress.Done)/float64(o.Progress.Total)*100))
 				}
 				return []string{o.ID, o.Kind, o.State, subject(o.Subject), progress, when(o.CreatedAt)}

@@ -71,28 +71,31 @@ func (b *bar) close() {
 	}
 }
 
-// plain prints a line at the tenths of the way, and at least every half minute.
+// plain prints a line at the tenths of the way, and at least every half minute;
+// nothing about work that is done in a moment.
 type plain struct {
-	app   *app
-	tenth int64
-	last  time.Time
+	app         *app
+	tenth       int64
+	start, last time.Time
 }
 
 func (l *plain) show(what string, p api.Progress) {
 	now := time.Now()
-	if l.last.IsZero() {
-		l.last = now
+	if l.start.IsZero() {
+		l.start, l.last = now, now
 	}
-	tenth, of := l.tenth, ""
+	if now.Sub(l.start) < 2*time.Second || p.Done == 0 {
+		return
+	}
+	tenth := l.tenth
 	if p.Total > 0 {
 		tenth = int64(float64(p.Done) / float64(p.Total) * 10)
-		of = " of " + amount(p.Total, p.Unit)
 	}
-	if tenth <= l.tenth && (now.Sub(l.last) < 30*time.Second || p.Done == 0) {
+	if tenth <= l.tenth && now.Sub(l.last) < 30*time.Second {
 		return
 	}
 	l.tenth, l.last = tenth, now
-	fmt.Fprintf(l.app.Err, "%s: %s%s %s\n", what, amount(p.Done, p.Unit), of, pace(p))
+	fmt.Fprintf(l.app.Err, "%s: %s %s\n", what, portion(p), pace(p))
 }
 
 func (l *plain) close() {}
@@ -102,6 +105,17 @@ func amount(n int64, unit string) string {
 		return size(n)
 	}
 	return fmt.Sprintf("%d %s", n, unit)
+}
+
+// portion says how much of how much is done.
+func portion(p api.Progress) string {
+	switch {
+	case p.Total <= 0:
+		return amount(p.Done, p.Unit)
+	case p.Unit == "bytes":
+		return size(p.Done) + " of " + size(p.Total)
+	}
+	return fmt.Sprintf("%d of %s", p.Done, amount(p.Total, p.Unit))
 }
 
 // pace says how fast and how long still.

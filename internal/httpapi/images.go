@@ -1,0 +1,177 @@
+package httpapi
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/ingest"
+)
+
+// Bytes marks a call whose body is bytes or a descriptor. The body is not
+// read by the framework.
+type Bytes struct {
+	Descriptor string `header:"Tarn-Descriptor" enum:"1" doc:"The body is the descriptor that came with the first byte (unix socket only)."`
+
+	r *http.Request
+	w http.ResponseWriter
+}
+
+// Resolve keeps the request, whose body the engine reads.
+func (b *Bytes) Resolve(ctx huma.Context) []error {
+	b.r, b.w = humago.Unwrap(ctx)
+	return nil
+}
+
+// source returns what the engine reads. A source of a descriptor has File set,
+// which the caller of source closes.
+func (b *Bytes) source(s *Server, name string) (ingest.Source, error) {
+	if b.Descriptor == "" {
+		return ingest.Source{Stream: s.upload(b), Size: b.r.ContentLength, Name: name}, nil
+	}
+	f, err := takeDescriptor(b.r.Context())
+	if err != nil {
+		return ingest.Source{}, err
+	}
+	size := int64(-1)
+	if fi, err := f.Stat(); err == nil && fi.Mode().IsRegular() {
+		size = fi.Size()
+	}
+	return ingest.Source{File: f, Size: size, Name: name}, nil
+}
+
+// upload is a body of any length that must make progress.
+func (s *Server) upload(b *Bytes) io.Reader {
+	return &upload{body: b.r.Body, control: http.NewResponseController(b.w), clock: s.clock, count: s.metrics.imported}
+}
+
+type upload struct {
+	body    io.Reader
+	control *http.ResponseController
+	clock   func() time.Time
+	count   func(int64)
+}
+
+// Read reads as an io.Reader does.
+func (u *upload) Read(p []byte) (int, error) {
+	_ = u.control.SetReadDeadline(u.clock().Add(uploadTimeout))
+	n, err := u.body.Read(p)
+	u.count(int64(n))
+	return n, err
+}
+
+type imageImport struct {
+	Change
+	Bytes
+	Name    string `query:"name" required:"true" doc:"The new image's name."`
+	Format  string `query:"format" required:"true" doc:"The format the bytes are in; it is never guessed."`
+	SHA256  string `query:"sha256" doc:"What the bytes' SHA-256 must be."`
+	MinDisk int64  `query:"min_disk" minimum:"0" doc:"Smallest root disk in bytes."`
+	Pool    string `query:"pool" doc:"Where the first base goes."`
+	Source  string `query:"source" doc:"What the user called the source, for messages."`
+}
+
+func (i *imageImport) request() api.ImageImport {
+	return api.ImageImport{Name: i.Name, Format: i.Format, SHA256: i.SHA256, MinDisk: i.MinDisk, Pool: i.Pool, Source: i.Source}
+}
+
+type imageInspect struct {
+	Bytes
+	Format string `query:"format" required:"true" doc:"The format the bytes claim to be in."`
+	SHA256 string `query:"sha256" doc:"What the bytes' SHA-256 must be."`
+	Source string `query:"source" doc:"What the user called the source, for messages."`
+}
+
+// byteBody declares a body of bytes.
+func byteBody(op *huma.Operation) {
+	op.RequestBody = &huma.RequestBody{
+		Description: "The image's bytes; empty when a descriptor comes instead.",
+		Content: map[string]*huma.MediaType{
+			"application/octet-stream": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}},
+		},
+	}
+}
+
+func (s *Server) routeImages() {
+	e := s.engine
+	query(s, call("image-list", "GET", "/v1/images", "List images"),
+		func(ctx context.Context, in *Paging) (api.List[api.Image], error) { return e.Images(ctx, in.page()) })
+	query(s, call("image-show", "GET", "/v1/images/{ref}", "Show an image"),
+		func(ctx context.Context, in *Ref) (api.Image, error) { return e.Image(ctx, in.Ref) })
+	change(s, call("image-import", "POST", "/v1/images", "Import an image from the body or a descriptor", byteBody), s.imageImport)
+	query(s, call("image-inspect", "POST", "/v1/images/inspect", "Say what the gate thinks of the body", byteBody),
+		func(ctx context.Context, in *imageInspect) (api.Verdict, error) {
+			src, err := in.source(s, in.Source)
+			if err != nil {
+				return api.Verdict{}, err
+			}
+			defer closeFile(src.File)
+			return e.ImageInspect(ctx, api.ImageInspect{Format: in.Format, SHA256: in.SHA256, Source: in.Source}, src)
+		})
+	change(s, call("image-rename", "PATCH", "/v1/images/{ref}", "Rename an image"),
+		func(ctx context.Context, o api.Options, in *changeRefBody[api.Rename]) (api.Outcome, error) {
+			return e.ImageRename(ctx, o, in.Ref.Ref, in.Body.Name)
+		})
+	change(s, call("image-delete", "DELETE", "/v1/images/{ref}", "Delete an image; referenced bases stay"),
+		func(ctx context.Context, o api.Options, in *changeRef) (api.Outcome, error) {
+			return e.ImageDelete(ctx, o, in.Ref.Ref)
+		})
+}
+
+// imageImport starts an import. One from a descriptor goes on behind the
+// answer; a stream ends with the request, so its answer waits for the
+// operation, whatever wait says.
+func (s *Server) imageImport(ctx context.Context, o api.Options, in *imageImport) (api.Outcome, error) {
+	src, err := in.source(s, in.Source)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	out, err := s.engine.ImageImport(ctx, o, in.request(), src)
+	if err != nil || out.Operation == nil || out.Operation.Final() {
+		closeFile(src.File)
+		return out, err
+	}
+	id := out.Operation.ID
+	if src.File != nil {
+		go func() {
+			defer closeFile(src.File)
+			if op, err := s.untilFinal(context.WithoutCancel(ctx), id); err == nil && op.State == "done" {
+				s.metrics.imported(max(src.Size, 0))
+			}
+		}()
+		return out, nil
+	}
+	op, err := s.untilFinal(ctx, id)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	return api.Outcome{Operation: &op}, nil
+}
+
+// untilFinal waits for the end of an operation, of ctx or of the server.
+func (s *Server) untilFinal(ctx context.Context, id string) (api.Operation, error) {
+	ctx, cancel := s.untilStop(ctx)
+	defer cancel()
+	for {
+		op, err := s.engine.OperationWait(ctx, id, maxWait)
+		if err != nil || op.Final() {
+			return op, err
+		}
+		if ctx.Err() != nil {
+			return op, errs.New(errs.Unavailable, "image.import", id, "the daemon is stopping")
+		}
+	}
+}
+
+func closeFile(f *os.File) {
+	if f != nil {
+		_ = f.Close() // opened for reading by another process: nothing to lose
+	}
+}
