@@ -141,6 +141,9 @@ func step(rng *rand.Rand, w *qcow2.Writer, s shape, model []byte, maxSize int64)
 	if rng.IntN(4) == 0 {
 		length = 1 + rng.Int64N(4096)
 	}
+	if rng.IntN(16) == 0 {
+		length = (32 + rng.Int64N(64)) * min(s.cluster, 4096)
+	}
 	length = min(length, size)
 	off := rng.Int64N(size - length + 1)
 	if rng.IntN(2) == 0 { // aligned

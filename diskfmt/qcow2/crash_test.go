@@ -1,0 +1,315 @@
+package qcow2_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/diskfmt/qcow2"
+	"github.com/tarn-storage/tarn/diskfmt/qcow2/inspect"
+)
+
+// event is one effect on the container.
+type event struct {
+	kind byte // 'w'rite, 't'runcate, 'p'unch, 's'ync
+	off  int64
+	data []byte
+}
+
+func (e event) apply(m *memFile) {
+	switch e.kind {
+	case 'w':
+		m.WriteAt(e.data, e.off)
+	case 't':
+		m.Truncate(e.off)
+	case 'p':
+		clear(m.b[min(e.off, int64(len(m.b))):min(e.off+int64(len(e.data)), int64(len(m.b)))])
+	}
+}
+
+// recorder is a container that logs its effects.
+type recorder struct {
+	memFile
+	log []event
+}
+
+func (r *recorder) do(e event) {
+	e.apply(&r.memFile)
+	r.log = append(r.log, e)
+}
+
+func (r *recorder) WriteAt(p []byte, off int64) (int, error) {
+	r.do(event{'w', off, bytes.Clone(p)})
+	return len(p), nil
+}
+func (r *recorder) Truncate(n int64) error { r.do(event{'t', n, nil}); return nil }
+func (r *recorder) Sync() error            { r.do(event{'s', 0, nil}); return nil }
+func (r *recorder) PunchHole(off, n int64) error {
+	r.do(event{'p', off, make([]byte, n)})
+	return nil
+}
+
+// version is what the guest sees after the effects up to at.
+type version struct {
+	at      int
+	durable bool
+	content []byte
+}
+
+// history records a random run of operations on a fresh image.
+func history(t *testing.T, s shape, seed uint64, ops int, prefill int64) (base []byte, log []event, seen []version, backing []byte) {
+	t.Helper()
+	file, model, backing := s.make(t, t.TempDir(), seed)
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := &recorder{memFile: memFile{b}}
+	rng := rand.New(rand.NewPCG(seed, 8))
+	open := func(size int64) *qcow2.Writer {
+		want := s.record()
+		want.VirtualSize = size
+		w, err := qcow2.OpenWriter(rec, want, backingReader(t, backing))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	w := open(s.size)
+	if prefill > 0 {
+		for i := range model[:prefill] {
+			model[i] = byte(rng.Uint32())
+		}
+		if _, err := w.WriteAt(model[:prefill], 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	base, rec.log = bytes.Clone(rec.b), nil
+	seen = []version{{0, true, bytes.Clone(model)}}
+	for n := range ops {
+		var what string
+		if model, what, err = step(rng, w, s, model, s.size+s.size/2); err != nil {
+			t.Fatalf("seed %d, step %d, %s: %v", seed, n, what, err)
+		}
+		if n%17 == 16 { // the process goes away without closing, or after it
+			if rng.IntN(2) == 0 {
+				if err := w.Close(); err != nil {
+					t.Fatal(err)
+				}
+				what = "sync"
+			} else if err := w.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			what, w = "sync", open(int64(len(model)))
+		}
+		durable := what == "sync" || strings.HasPrefix(what, "grow")
+		seen = append(seen, version{len(rec.log), durable, bytes.Clone(model)})
+	}
+	return base, rec.log, seen, backing
+}
+
+// alone returns the image with its backing reference blanked, for inspect.
+func alone(img []byte) []byte {
+	b := bytes.Clone(img)
+	clear(b[8:20])
+	if n := binary.BigEndian.Uint32(b[100:]); binary.BigEndian.Uint32(b[n:]) == 0xe2792aca {
+		binary.BigEndian.PutUint32(b[n:], 0x12345678)
+	}
+	return b
+}
+
+// verify opens a crashed image and holds it against what the guest had seen:
+// each byte is that of the last durable version or of one that came after it.
+func verify(t *testing.T, s shape, img, backing []byte, seen []version) error {
+	t.Helper()
+	rep, err := inspect.Inspect(t.Context(), bytes.NewReader(alone(img)), int64(len(img)), inspect.Limits{})
+	if err != nil {
+		return fmt.Errorf("the image is not consistent: %w", err)
+	}
+	want := s.record()
+	want.VirtualSize = rep.VirtualSize
+	r, err := qcow2.Open(bytes.NewReader(img), int64(len(img)), want)
+	if err != nil {
+		return err
+	}
+	got := readAll(t, r, backing)
+	known := false
+	for _, v := range seen {
+		known = known || len(v.content) == len(got)
+	}
+	if !known || len(got) < len(seen[0].content) {
+		return fmt.Errorf("the disk has %d bytes, durable are %d", len(got), len(seen[0].content))
+	}
+	for off := 0; off < len(got); off += 512 {
+		piece := got[off : off+512]
+		last := make([]byte, 512) // a version reads as zeroes past its end
+		for i, v := range seen {
+			clear(last)
+			copy(last, v.content[min(off, len(v.content)):])
+			if bytes.Equal(piece, last) {
+				break
+			}
+			if i+1 == len(seen) {
+				if err := mixed(piece, off, seen); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// mixed fails unless each byte of piece is that of some version.
+func mixed(piece []byte, off int, seen []version) error {
+	for i, b := range piece {
+		if !slices.ContainsFunc(seen, func(v version) bool {
+			return off+i < len(v.content) && v.content[off+i] == b || off+i >= len(v.content) && b == 0
+		}) {
+			return fmt.Errorf("byte 0x%x is 0x%02x, which it was in none of the last %d versions", off+i, b, len(seen))
+		}
+	}
+	return nil
+}
+
+func TestCutAtAnyWrite(t *testing.T) {
+	for i, c := range []struct {
+		shape
+		ops     int
+		prefill int64
+		header  []int64 // header fields that the history must have changed
+	}{
+		{shape{name: "4k", size: 256 << 10, cluster: 4096}, 80, 0, []int64{24}},
+		{shape{name: "512", size: 320 << 10, cluster: 512}, 100, 0, []int64{24, 36}},
+		{shape{name: "refcount-table-moves", size: 3500 << 10, cluster: 512, byQEMU: "refcount_bits=64"}, 80, 1210 << 10, []int64{48}},
+		{shape{name: "ext", size: 512 << 10, cluster: 16384, ext: true}, 60, 0, []int64{24}},
+		{shape{name: "overlay", size: 256 << 10, cluster: 4096, backing: 200<<10 + 512}, 80, 0, []int64{24}},
+		{shape{name: "overlay-long", size: 96<<10 + 512, cluster: 512, backing: 200 << 10}, 90, 0, []int64{24}},
+		{shape{name: "overlay-ext", size: 512 << 10, cluster: 16384, ext: true, backing: 700 << 10}, 60, 0, []int64{24}},
+		{shape{name: "zlib", size: 1 << 20, cluster: 65536, byQEMU: "compress"}, 50, 0, []int64{24}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			seed := uint64(i) + 500
+			if testing.Short() {
+				c.ops /= 4
+			}
+			base, log, seen, backing := history(t, c.shape, seed, c.ops, c.prefill)
+			rng := rand.New(rand.NewPCG(seed, 9))
+			dir := t.TempDir()
+			if backing != nil {
+				if err := os.WriteFile(filepath.Join(dir, "base.raw"), backing, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			durable := &memFile{base} // all that is synced before the cut
+			first := 0                // the first effect after it
+			cuts := 0
+			for cut := 0; cut <= len(log); cut++ {
+				lo, hi := 0, 0
+				for j, v := range seen {
+					if v.durable && v.at <= first {
+						lo = j
+					}
+					if hi = j; v.at >= cut {
+						break
+					}
+				}
+				for variant := range 4 {
+					m := &memFile{bytes.Clone(durable.b)}
+					for _, e := range log[first:cut] {
+						if variant == 0 || variant > 1 && rng.IntN(2) == 0 {
+							e.apply(m)
+						}
+					}
+					if err := verify(t, c.shape, m.b, backing, seen[lo:hi+1]); err != nil {
+						t.Fatalf("seed %d, cut %d of %d effects, variant %d: %v", seed, cut, len(log), variant, err)
+					}
+					if cuts++; cuts%97 == 0 {
+						qemuCheck(t, filepath.Join(dir, "cut.qcow2"), m.b)
+					}
+				}
+				if cut < len(log) && log[cut].kind == 's' {
+					for _, e := range log[first : cut+1] {
+						e.apply(durable)
+					}
+					first = cut + 1
+				}
+			}
+			t.Logf("%d effects, %d cuts", len(log), cuts)
+			for _, off := range c.header {
+				if !testing.Short() && !slices.ContainsFunc(log, func(e event) bool { return e.kind == 'w' && e.off == off }) {
+					t.Errorf("seed %d: no operation changed the header at %d", seed, off)
+				}
+			}
+			if cuts < 4*c.ops {
+				t.Errorf("only %d cuts for %d operations", cuts, c.ops)
+			}
+		})
+	}
+}
+
+// qemuCheck fails unless QEMU finds the image whole or merely leaking.
+func qemuCheck(t *testing.T, file string, img []byte) {
+	t.Helper()
+	if err := os.WriteFile(file, img, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const leaks = 3
+	tool(t, []int{leaks}, "qemu-img", "check", "-f", "qcow2", file)
+}
+
+func TestAFailedSyncIsFinal(t *testing.T) {
+	m := &failing{}
+	if err := qcow2.Create(&m.memFile, qcow2.CreateOptions{VirtualSize: 1 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	w, err := qcow2.OpenWriter(m, diskfmt.Recorded{Format: diskfmt.Qcow2, VirtualSize: 1 << 20, ClusterSize: 65536}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.WriteAt([]byte("x"), 0); err != nil {
+		t.Fatal(err)
+	}
+	m.fail = true
+	if err := w.Sync(); err == nil {
+		t.Fatal("Sync hid a failed sync")
+	}
+	m.fail = false
+	syncs := m.syncs
+	for name, do := range map[string]func() error{
+		"Sync":    w.Sync,
+		"Close":   w.Close,
+		"WriteAt": func() error { _, err := w.WriteAt([]byte("y"), 0); return err },
+		"Grow":    func() error { return w.Grow(2 << 20) },
+	} {
+		if err := do(); err == nil {
+			t.Errorf("%s after a failed sync succeeded", name)
+		}
+	}
+	if m.syncs != syncs {
+		t.Errorf("a failed sync was followed by %d more", m.syncs-syncs)
+	}
+}
+
+type failing struct {
+	memFile
+	fail  bool
+	syncs int
+}
+
+func (f *failing) Sync() error {
+	if f.syncs++; f.fail {
+		return fmt.Errorf("input/output error")
+	}
+	return nil
+}
