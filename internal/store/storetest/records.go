@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -401,4 +403,51 @@ func testSums(t *testing.T, place Place) {
 	})
 	pool = store.Sums{Committed: pool.Committed - 150, Provisioned: pool.Provisioned - 200, Allocated: pool.Allocated - 300}
 	check("deleted")
+}
+
+// testSumsAgree runs a random history of volumes, some of it rolled back, and
+// adds up what is left.
+func testSumsAgree(t *testing.T, place Place) {
+	s := fresh(t, place)
+	update(t, s, func(ctx context.Context, tx *store.Tx) error {
+		return errors.Join(tx.Domains.Insert(ctx, newDomain("d")), tx.Pools.Insert(ctx, newPool("p")), tx.Pools.Insert(ctx, newPool("p2")))
+	})
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	step := func(ctx context.Context, tx *store.Tx) error {
+		v := with(newVolume(id(random.IntN(10))), func(r *disk.Volume) {
+			r.Backing, r.PoolID = nil, []disk.PoolID{"p", "p2"}[random.IntN(2)]
+			r.Committed, r.VirtualSize, r.Allocated = random.Int64N(1000), random.Int64N(1000), random.Int64N(1000)
+		})
+		switch random.IntN(3) {
+		case 0:
+			return tx.Volumes.Insert(ctx, v)
+		case 1:
+			return tx.Volumes.Update(ctx, v)
+		}
+		return tx.Volumes.Delete(ctx, v.ID)
+	}
+	for range 100 {
+		err := s.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+			return errors.Join(step(ctx, tx), step(ctx, tx)) // a refused step takes the other back
+		})
+		if err != nil && !errors.Is(err, errs.Exists) && !errors.Is(err, errs.NotFound) {
+			t.Fatalf("random step: %v", err)
+		}
+	}
+	view(t, s, func(ctx context.Context, tx *store.Tx) error {
+		var want store.Sums
+		items, _, err := tx.Volumes.List(ctx, store.Query{})
+		for _, v := range items {
+			want.Committed += v.Committed
+			want.Provisioned += v.VirtualSize
+			want.Allocated += v.Allocated
+		}
+		got, err2 := tx.DomainSums(ctx, "d")
+		if got != want {
+			t.Errorf("sums of %d volumes: got %+v, want %+v", len(items), got, want)
+		}
+		return errors.Join(err, err2)
+	})
 }

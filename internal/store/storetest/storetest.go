@@ -30,6 +30,7 @@ func Run(t *testing.T, place Place) {
 		{"queries", testQueries},
 		{"paging", testPaging},
 		{"sums", testSums},
+		{"sums of a random history", testSumsAgree},
 		{"operation rows", testOperationRows},
 		{"resources", testResources},
 		{"fences", testFences},
