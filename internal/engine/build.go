@@ -44,6 +44,14 @@ type buildOrder struct {
 	Disks    []diskOrder   `json:"disks"`
 }
 
+// added returns the id of the instance the order adds, if it adds one.
+func (b buildOrder) added() disk.InstanceID {
+	if b.New {
+		return b.Instance.ID
+	}
+	return ""
+}
+
 // newSerial returns 20 random characters of [a-z0-9]: what virtio-blk carries.
 func newSerial() string {
 	const alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"

@@ -75,6 +75,9 @@ func (e *Engine) Volume(ctx context.Context, ref string) (api.Volume, error) {
 
 // DiskCreate makes one more disk for an instance.
 func (e *Engine) DiskCreate(ctx context.Context, o api.Options, r api.DiskCreate) (api.Outcome, error) {
+	if out, err := e.seen(ctx, o, "disk.create", r); out != nil || err != nil {
+		return answer(out, err)
+	}
 	b, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (b buildOrder, err error) {
 		if b.Instance, err = findInstance(ctx, tx, r.Instance); err != nil {
 			return b, err
@@ -93,7 +96,9 @@ func (e *Engine) DiskCreate(ctx context.Context, o api.Options, r api.DiskCreate
 	if err != nil {
 		return api.Outcome{}, err
 	}
-	return e.submitBuild(ctx, o, newDraft("disk.create", journal.Subject{Type: "disk", ID: string(b.Disks[0].Disk), Name: b.Instance.Name + "/" + name}), b)
+	d := newDraft("disk.create", journal.Subject{Type: "disk", ID: string(b.Disks[0].Disk), Name: b.Instance.Name + "/" + name})
+	d.request = r
+	return e.submitBuild(ctx, o, d, b)
 }
 
 // submitBuild submits the making of disks. When every base they need is ready
@@ -109,7 +114,6 @@ func (e *Engine) submitBuild(ctx context.Context, o api.Options, d draft, b buil
 		return api.Outcome{}, err
 	}
 	place := func(ctx context.Context, tx *store.Tx) error { return e.place(ctx, tx, b, d.id, space) }
-	d.request = b
 	d.resources = append(d.resources, "instance:"+string(b.Instance.ID))
 	for _, m := range missing {
 		d.steps = append(d.steps, journal.NewStep(stepBaseEnsure, m))
@@ -121,7 +125,7 @@ func (e *Engine) submitBuild(ctx context.Context, o api.Options, d draft, b buil
 		d.steps = append(d.steps, journal.NewStep(stepDisksPlace, placeArgs{Order: b, Domains: domains}))
 	}
 	for _, x := range b.Disks {
-		d.steps = append(d.steps, journal.NewStep(stepVolumeCreate, volumeArgs{x.Volume}))
+		d.steps = append(d.steps, journal.NewStep(stepVolumeCreate, volumeArgs{x.Volume, b.added()}))
 		d.notes = append(d.notes, "makes a "+x.Spec.Role+" disk of "+disk.FormatSize(x.Spec.Size))
 	}
 	if len(d.steps) == 0 {
@@ -199,26 +203,29 @@ func (e *Engine) disksPlace() journal.Handler[*store.Tx] {
 			if err := c.Args(&a); err != nil {
 				return err
 			}
-			return unplace(ctx, tx, a.Order)
+			return unplace(ctx, tx, a.Order.added())
 		},
 	}
 }
 
 // unplace removes the record of an instance that an undone order had added, once
 // its last disk is gone.
-func unplace(ctx context.Context, tx *store.Tx, b buildOrder) error {
-	if !b.New {
+func unplace(ctx context.Context, tx *store.Tx, added disk.InstanceID) error {
+	if added == "" {
 		return nil
 	}
-	left, err := disksOf(ctx, tx, b.Instance.ID)
+	left, err := disksOf(ctx, tx, added)
 	if err != nil || len(left) > 0 {
 		return err
 	}
-	return tx.Instances.Delete(ctx, b.Instance.ID)
+	return tx.Instances.Delete(ctx, added)
 }
 
 // DiskDelete deletes a disk with its volume.
 func (e *Engine) DiskDelete(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
+	if out, err := e.seen(ctx, o, "disk.delete", named{ref}); out != nil || err != nil {
+		return answer(out, err)
+	}
 	r, err := e.diskByRef(ctx, ref)
 	if err != nil {
 		return api.Outcome{}, err
@@ -230,8 +237,9 @@ func (e *Engine) DiskDelete(ctx context.Context, o api.Options, ref string) (api
 		return api.Outcome{}, err
 	}
 	d := newDraft("disk.delete", diskSubject(r))
+	d.request = named{ref}
 	d.resources = []string{"volume:" + string(r.volume.ID)}
-	d.steps = []journal.Step{journal.NewStep(stepVolumeDelete, volumeArgs{r.volume.ID})}
+	d.steps = []journal.Step{journal.NewStep(stepVolumeDelete, volumeArgs{Volume: r.volume.ID})}
 	d.notes = []string{"deletes " + r.volume.Name + " (" + disk.FormatSize(r.volume.VirtualSize) + ") and what was written to it"}
 	d.intent = func(ctx context.Context, tx *store.Tx) error { return markDeleting(ctx, tx, r.volume.ID) }
 	return e.submit(ctx, o, d)

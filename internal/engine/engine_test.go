@@ -30,12 +30,12 @@ func TestMain(m *testing.M) {
 // bench is an engine on a state directory and a way to restart it.
 type bench struct {
 	*engine.Engine
-	t     *testing.T
+	t     testing.TB
 	state string
 	stop  func()
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	t.Helper()
 	b := &bench{t: t, state: t.TempDir()}
 	b.start()

@@ -54,6 +54,9 @@ func (e *Engine) ImageImport(ctx context.Context, o api.Options, r api.ImageImpo
 	if r.MinDisk < 0 || r.MinDisk > disk.MaxSize {
 		return api.Outcome{}, errs.New(errs.Invalid, "image.import", r.Name, "a minimum disk of %d bytes cannot be", r.MinDisk)
 	}
+	if out, err := e.seen(ctx, o, "image.import", r); out != nil || err != nil {
+		return answer(out, err)
+	}
 	p, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Pool, error) { return e.choosePool(ctx, tx, r.Pool) })
 	if err != nil {
 		return api.Outcome{}, err
@@ -85,12 +88,16 @@ func (e *Engine) ImageRename(ctx context.Context, o api.Options, ref, name strin
 	if err := disk.CheckName("image", name); err != nil {
 		return api.Outcome{}, err
 	}
+	request := renamed{ref, name}
+	if out, err := e.seen(ctx, o, "image.rename", request); out != nil || err != nil {
+		return answer(out, err)
+	}
 	i, bases, err := e.imageBases(ctx, ref)
 	if err != nil {
 		return api.Outcome{}, err
 	}
 	d := newDraft("image.rename", imageSubject(i))
-	d.request, d.resources = api.Rename{Name: name}, []string{"image:" + string(i.ID)}
+	d.request, d.resources = request, []string{"image:" + string(i.ID)}
 	d.steps = []journal.Step{sidecarStep(bases)}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
 		i, err := tx.Images.Get(ctx, i.ID)
@@ -127,11 +134,15 @@ func (e *Engine) imageBases(ctx context.Context, ref string) (i disk.Image, base
 // ImageDelete forgets an image. Bases that disks read from stay until the last
 // of them is gone; the others go with the image's last name.
 func (e *Engine) ImageDelete(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
+	if out, err := e.seen(ctx, o, "image.delete", named{ref}); out != nil || err != nil {
+		return answer(out, err)
+	}
 	i, bases, err := e.imageBases(ctx, ref)
 	if err != nil {
 		return api.Outcome{}, err
 	}
 	d := newDraft("image.delete", imageSubject(i))
+	d.request = named{ref}
 	d.resources = []string{"image:" + string(i.ID)}
 	var kept, gone []disk.Volume
 	err = e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
@@ -144,7 +155,7 @@ func (e *Engine) ImageDelete(ctx context.Context, o api.Options, ref string) (ap
 	d.steps = []journal.Step{sidecarStep(kept)}
 	for _, b := range gone {
 		d.resources = append(d.resources, "volume:"+string(b.ID))
-		d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{b.ID}))
+		d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{Volume: b.ID}))
 		d.notes = append(d.notes, "deletes the unreferenced base "+b.Name+" ("+disk.FormatSize(b.Allocated)+")")
 	}
 	for _, b := range kept {
@@ -267,12 +278,16 @@ func (e *Engine) CacheAdd(ctx context.Context, o api.Options, r api.CacheAdd) (a
 	if err != nil {
 		return api.Outcome{}, err
 	}
+	d.request = r
 	return e.submit(ctx, o, d)
 }
 
 // CachePrune removes bases that no disk reads from, never an image's last
 // copy. Age decides only among the unreferenced.
 func (e *Engine) CachePrune(ctx context.Context, o api.Options, r api.CachePrune) (api.Outcome, error) {
+	if out, err := e.seen(ctx, o, "cache.prune", r); out != nil || err != nil {
+		return answer(out, err)
+	}
 	age, err := pruneAge(r.OlderThan)
 	if err != nil {
 		return api.Outcome{}, err
@@ -299,7 +314,7 @@ func (e *Engine) CachePrune(ctx context.Context, o api.Options, r api.CachePrune
 	}
 	for _, b := range victims {
 		d.resources = append(d.resources, "volume:"+string(b.ID))
-		d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{b.ID}))
+		d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{Volume: b.ID}))
 		d.notes = append(d.notes, "deletes the unreferenced base "+b.Name+" ("+disk.FormatSize(b.Allocated)+")")
 	}
 	if len(victims) == 0 && !o.DryRun {

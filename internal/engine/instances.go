@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"slices"
 	"strings"
@@ -59,6 +61,10 @@ func (e *Engine) InstanceCreate(ctx context.Context, o api.Options, r api.Instan
 	if r.ID != "" && !disk.IsID(r.ID) {
 		return api.Outcome{}, errs.New(errs.Invalid, "instance.create", r.ID, "%q is not a UUID", r.ID)
 	}
+	request := recorded(r)
+	if out, err := e.seen(ctx, o, "instance.create", request); out != nil || err != nil {
+		return answer(out, err)
+	}
 	if r.IfAbsent {
 		if i, err := e.Instance(ctx, r.Name); err == nil {
 			return present(e, "instance.create", api.Subject{Type: "instance", ID: i.ID, Name: i.Name}), nil
@@ -69,6 +75,7 @@ func (e *Engine) InstanceCreate(ctx context.Context, o api.Options, r api.Instan
 	now := e.now()
 	b := buildOrder{New: true, Instance: disk.Instance{ID: disk.InstanceID(or(r.ID, newID())), Name: r.Name, CreatedAt: now, UpdatedAt: now}}
 	d := newDraft("instance.create", instanceSubject(b.Instance))
+	d.request = request
 	var err error
 	b.Disks, err = query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]diskOrder, error) {
 		if _, err := tx.Instances.One(ctx, store.Eq("name", r.Name)); err == nil {
@@ -85,6 +92,22 @@ func (e *Engine) InstanceCreate(ctx context.Context, o api.Options, r api.Instan
 		}
 	}
 	return e.submitBuild(ctx, o, d, b)
+}
+
+// recorded is the request as the journal keeps it: a config drive's files may
+// be secret, and are kept by digest.
+func recorded(r api.InstanceCreate) api.InstanceCreate {
+	if r.ConfigDrive == nil {
+		return r
+	}
+	c := *r.ConfigDrive
+	c.Files = nil
+	for _, f := range r.ConfigDrive.Files {
+		sum := sha256.Sum256(f.Data)
+		c.Files = append(c.Files, api.ConfigFile{Path: f.Path + " sha256:" + hex.EncodeToString(sum[:]), Dir: f.Dir})
+	}
+	r.ConfigDrive = &c
+	return r
 }
 
 func (e *Engine) orders(ctx context.Context, tx *store.Tx, specs []api.DiskSpec, pool string) ([]diskOrder, error) {
@@ -129,6 +152,10 @@ func (e *Engine) InstanceRename(ctx context.Context, o api.Options, ref, name st
 	if err := disk.CheckName("instance", name); err != nil {
 		return api.Outcome{}, err
 	}
+	request := renamed{ref, name}
+	if out, err := e.seen(ctx, o, "instance.rename", request); out != nil || err != nil {
+		return answer(out, err)
+	}
 	i, vols, err := e.instanceVolumes(ctx, ref)
 	if err != nil {
 		return api.Outcome{}, err
@@ -137,7 +164,7 @@ func (e *Engine) InstanceRename(ctx context.Context, o api.Options, ref, name st
 		return api.Outcome{}, err
 	}
 	d := newDraft("instance.rename", instanceSubject(i))
-	d.request = api.Rename{Name: name}
+	d.request = request
 	d.resources = []string{"instance:" + string(i.ID)}
 	d.steps = []journal.Step{sidecarStep(vols)}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
@@ -190,18 +217,22 @@ func (e *Engine) needPools(vols []disk.Volume) error {
 
 // InstanceDelete deletes an instance with all of its disks.
 func (e *Engine) InstanceDelete(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
+	if out, err := e.seen(ctx, o, "instance.delete", named{ref}); out != nil || err != nil {
+		return answer(out, err)
+	}
 	i, vols, err := e.instanceVolumes(ctx, ref)
 	if err != nil {
 		return api.Outcome{}, err
 	}
 	d := newDraft("instance.delete", instanceSubject(i))
+	d.request = named{ref}
 	d.resources = []string{"instance:" + string(i.ID)}
 	if err := e.needPools(vols); err != nil {
 		return api.Outcome{}, err
 	}
 	for _, v := range slices.Backward(vols) {
 		d.resources = append(d.resources, "volume:"+string(v.ID))
-		d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{v.ID}))
+		d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{Volume: v.ID}))
 		d.notes = append(d.notes, "deletes "+v.Name+" ("+disk.FormatSize(v.VirtualSize)+")")
 	}
 	d.steps = append(d.steps, journal.NewStep(stepInstanceForget, instanceArgs{i.ID}))

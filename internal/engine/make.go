@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"os"
 
@@ -16,9 +15,12 @@ import (
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
-// volumeArgs names the volume a step works on.
+// volumeArgs names the volume a step works on. Undoing the making of an
+// instance's last volume removes the instance as well, if the operation added
+// it.
 type volumeArgs struct {
-	Volume disk.VolumeID `json:"volume"`
+	Volume disk.VolumeID   `json:"volume"`
+	Added  disk.InstanceID `json:"added,omitempty"`
 }
 
 // diskRecords is everything recorded about one disk.
@@ -86,11 +88,11 @@ func (e *Engine) volumeCreate() journal.Handler[*store.Tx] {
 			if err := e.volumeForget(ctx, tx, c); err != nil {
 				return err
 			}
-			var b buildOrder
-			if err := json.Unmarshal(c.Op.Request, &b); err != nil {
-				return errs.New(errs.Corrupt, "operation", string(c.Op.ID), "the request does not decode: %w", err)
+			var a volumeArgs
+			if err := c.Args(&a); err != nil {
+				return err
 			}
-			return unplace(ctx, tx, b)
+			return unplace(ctx, tx, a.Added)
 		},
 	}
 }
@@ -202,7 +204,7 @@ func (e *Engine) volumeRemove(ctx context.Context, c *journal.Call) error {
 	if err != nil {
 		return err
 	}
-	return p.Delete(ctx, v)
+	return e.makingRoom(ctx, p, func() error { return p.Delete(ctx, v) })
 }
 
 // volumeForget removes the records of a volume that is gone, its disk's

@@ -62,6 +62,9 @@ const (
 
 // PoolCreate sets storage aside as a pool.
 func (e *Engine) PoolCreate(ctx context.Context, o api.Options, r api.PoolCreate) (api.Outcome, error) {
+	if out, err := e.seen(ctx, o, "pool.create", r); out != nil || err != nil {
+		return answer(out, err)
+	}
 	p, a, err := e.orderPool(r)
 	if err != nil {
 		return api.Outcome{}, err

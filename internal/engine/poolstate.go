@@ -13,9 +13,18 @@ import (
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
+// poolSet is a request to change a pool.
+type poolSet struct {
+	Pool string      `json:"pool"`
+	Set  api.PoolSet `json:"set"`
+}
+
 // PoolSet changes a pool's name and policy, and its capacity domain's
 // overcommit and reserve.
 func (e *Engine) PoolSet(ctx context.Context, o api.Options, ref string, s api.PoolSet) (api.Outcome, error) {
+	if out, err := e.seen(ctx, o, "pool.set", poolSet{ref, s}); out != nil || err != nil {
+		return answer(out, err)
+	}
 	r, err := e.poolByRef(ctx, ref)
 	if err != nil {
 		return api.Outcome{}, err
@@ -36,7 +45,7 @@ func (e *Engine) PoolSet(ctx context.Context, o api.Options, ref string, s api.P
 		}
 	}
 	d := newDraft("pool.set", poolSubject(r))
-	d.request, d.resources = s, []string{"pool:" + string(r.ID)}
+	d.request, d.resources = poolSet{ref, s}, []string{"pool:" + string(r.ID)}
 	a := sidecarArgs{}
 	for _, other := range pools {
 		if _, err := e.pool(other); err != nil {
@@ -196,10 +205,20 @@ func (e *Engine) poolOpen() journal.Handler[*store.Tx] {
 	}
 }
 
+// poolDelete is a request to give a pool up.
+type poolDelete struct {
+	Pool     string `json:"pool"`
+	KeepData bool   `json:"keep_data"`
+}
+
 // PoolDelete gives a pool up. Without keepData its storage is cleared of what
 // tarn made, which needs that no disk is left in it; with keepData only the
 // records go and tarn pool import brings them back.
 func (e *Engine) PoolDelete(ctx context.Context, o api.Options, ref string, keepData bool) (api.Outcome, error) {
+	request := poolDelete{ref, keepData}
+	if out, err := e.seen(ctx, o, "pool.delete", request); out != nil || err != nil {
+		return answer(out, err)
+	}
 	r, err := e.poolByRef(ctx, ref)
 	if err != nil {
 		return api.Outcome{}, err
@@ -209,6 +228,7 @@ func (e *Engine) PoolDelete(ctx context.Context, o api.Options, ref string, keep
 		return api.Outcome{}, err
 	}
 	d := newDraft("pool.delete", poolSubject(r))
+	d.request = request
 	d.resources = []string{"pool:" + string(r.ID)}
 	a := poolArgs{Pool: r.ID, KeepData: keepData}
 	if !keepData {
@@ -216,7 +236,7 @@ func (e *Engine) PoolDelete(ctx context.Context, o api.Options, ref string, keep
 			return api.Outcome{}, err
 		}
 		for _, v := range vols {
-			d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{v.ID}))
+			d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{Volume: v.ID}))
 			d.notes = append(d.notes, "deletes base "+v.Name)
 		}
 	} else {

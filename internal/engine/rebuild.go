@@ -25,6 +25,9 @@ type rebuildArgs struct {
 // PoolImport takes a pool into the records by what it says of itself: its
 // marker and the sidecars of its volumes. No volume's bytes are looked at.
 func (e *Engine) PoolImport(ctx context.Context, o api.Options, r api.PoolImport) (api.Outcome, error) {
+	if out, err := e.seen(ctx, o, "pool.import", r); out != nil || err != nil {
+		return answer(out, err)
+	}
 	path, err := poolPath(r.Path)
 	if err != nil {
 		return api.Outcome{}, err
@@ -231,8 +234,21 @@ func (e *Engine) recordSidecar(ctx context.Context, tx *store.Tx, s disk.Sidecar
 	if s.Lease == nil {
 		return nil
 	}
+	if err := knownHost(ctx, tx, *s.Lease); err != nil {
+		return err
+	}
 	s.Lease.State = disk.LeaseUnverified
 	return tx.Leases.Insert(ctx, *s.Lease)
+}
+
+// knownHost adds a record of the host that a rebuilt lease names, by its id
+// until that host says its name.
+func knownHost(ctx context.Context, tx *store.Tx, l disk.Lease) error {
+	_, err := tx.Hosts.Get(ctx, l.HostID)
+	if errors.Is(err, errs.NotFound) {
+		return tx.Hosts.Insert(ctx, disk.Host{ID: l.HostID, Name: string(l.HostID), BootID: l.BootID, CreatedAt: l.CreatedAt, UpdatedAt: l.CreatedAt})
+	}
+	return err
 }
 
 // newest inserts r, or updates the row of that id if r is newer.

@@ -23,10 +23,20 @@ type resizeArgs struct {
 	WasAsked  int64         `json:"was_asked"`
 }
 
+// resizeRequest is a request to resize a disk.
+type resizeRequest struct {
+	Disk   string         `json:"disk"`
+	Resize api.DiskResize `json:"resize"`
+}
+
 // DiskResize sets the size of a disk that nobody uses.
 func (e *Engine) DiskResize(ctx context.Context, o api.Options, ref string, r api.DiskResize) (api.Outcome, error) {
 	if (r.Size == 0) == (r.By == 0) || r.By < 0 {
 		return api.Outcome{}, errs.New(errs.Invalid, "disk.resize", ref, "give either a size or an amount to grow by, above 0").WithHint("tarn disk resize DISK 40G, or +10G")
+	}
+	request := resizeRequest{ref, r}
+	if out, err := e.seen(ctx, o, "disk.resize", request); out != nil || err != nil {
+		return answer(out, err)
 	}
 	rec, err := e.diskByRef(ctx, ref)
 	if err != nil {
@@ -53,7 +63,7 @@ func (e *Engine) DiskResize(ctx context.Context, o api.Options, ref string, r ap
 		return api.Outcome{}, err
 	}
 	d := newDraft("disk.resize", subject)
-	d.request = r
+	d.request = request
 	d.resources = []string{"volume:" + string(a.Volume)}
 	d.steps = []journal.Step{journal.NewStep(stepVolumeResize, a)}
 	d.notes = []string{"resizes " + subject.Name + " from " + disk.FormatSize(a.From) + " to " + disk.FormatSize(a.To)}

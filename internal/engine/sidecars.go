@@ -2,10 +2,13 @@ package engine
 
 import (
 	"context"
+	"errors"
 
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/journal"
+	"github.com/tarn-storage/tarn/internal/pool"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
@@ -91,7 +94,21 @@ func (e *Engine) writeSidecar(ctx context.Context, id disk.VolumeID) error {
 	if err != nil {
 		return err
 	}
-	return p.WriteSidecar(ctx, s)
+	return e.makingRoom(ctx, p, func() error { return p.WriteSidecar(ctx, s) })
+}
+
+// makingRoom runs fn again with the pool's ballast given up if it found no
+// space: what frees a full pool must not need space of it.
+func (e *Engine) makingRoom(ctx context.Context, p *pool.Pool, fn func() error) error {
+	err := fn()
+	b, ok := p.Driver.(driver.Ballast)
+	if !ok || !errors.Is(err, errs.NoSpace) {
+		return err
+	}
+	if err := b.ReleaseBallast(ctx); err != nil {
+		return err
+	}
+	return fn()
 }
 
 func (e *Engine) writeMarker(ctx context.Context, id disk.PoolID) error {

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
@@ -45,12 +46,66 @@ func (e *Engine) submit(ctx context.Context, o api.Options, d draft) (api.Outcom
 	if op.Result, err = plainJSON(d.result); err != nil {
 		return api.Outcome{}, err
 	}
-	done, _, err := e.runner.Submit(ctx, op, d.intent)
+	done, _, err := e.runner.Submit(ctx, op, func(ctx context.Context, tx *store.Tx) error {
+		if d.intent != nil {
+			if err := d.intent(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return e.emit(ctx, tx, "operation.queued", d.subject, d.id)
+	})
 	if err != nil {
 		return api.Outcome{}, err
 	}
 	v := operationView(done)
 	return api.Outcome{Operation: &v}, nil
+}
+
+// named is a request that says no more than which object it is about.
+type named struct {
+	Ref string `json:"ref"`
+}
+
+// renamed is a request for another name.
+type renamed struct {
+	Ref  string `json:"ref"`
+	Name string `json:"name"`
+}
+
+// seen returns the operation that an earlier call with o's request id started,
+// or nil. The same id with another request is errs.Conflict. It is asked before
+// anything else: the objects of a request that was already served may be gone.
+func (e *Engine) seen(ctx context.Context, o api.Options, kind string, request any) (*api.Outcome, error) {
+	if o.RequestID == "" || o.DryRun {
+		return nil, nil
+	}
+	op, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (journal.Operation, error) {
+		return tx.Operations.One(ctx, store.Eq("kind", kind), store.Eq("key", o.RequestID))
+	})
+	if errors.Is(err, errs.NotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	body, err := plainJSON(request)
+	if err != nil {
+		return nil, err
+	}
+	if string(body) != string(op.Request) {
+		return nil, errs.New(errs.Conflict, kind, o.RequestID, "request id %q was used for another request", o.RequestID).
+			WithHint("that was operation %s; give every request an id of its own", op.ID)
+	}
+	v := operationView(e.runner.Overlay(op))
+	return &api.Outcome{Operation: &v}, nil
+}
+
+// answer returns what seen found.
+func answer(out *api.Outcome, err error) (api.Outcome, error) {
+	if out == nil {
+		return api.Outcome{}, err
+	}
+	return *out, err
 }
 
 // errRehearsed rolls a dry run's transaction back.
