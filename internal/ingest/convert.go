@@ -172,7 +172,8 @@ func (c *conversion) process(j *job) error {
 				return err
 			}
 		}
-		if err := c.write(j, b); err != nil {
+		var err error
+		if j.runs, err = writeData(c.out, b, j.off); err != nil {
 			return err
 		}
 		if j.runs.count > 0 {
@@ -184,10 +185,10 @@ func (c *conversion) process(j *job) error {
 	return nil
 }
 
-// write writes the data of the chunk b and leaves runs of zeroes out. A run at
-// the chunk's edge may be part of a longer one, so it is left out however
-// short it is.
-func (c *conversion) write(j *job, b []byte) error {
+// writeData writes the data of b at off, where out reads as zeroes, and leaves
+// runs of zeroes out. A run at an edge of b may be part of a longer one, so it
+// is left out however short it is.
+func writeData(out io.WriterAt, b []byte, off int64) (runs, error) {
 	start, end := 0, len(b)
 	for start < end && blkio.IsZero(b[start:min(start+blockSize, end)]) {
 		start = min(start+blockSize, end)
@@ -195,16 +196,17 @@ func (c *conversion) write(j *job, b []byte) error {
 	for last := (end - 1) &^ (blockSize - 1); start < end && blkio.IsZero(b[last:end]); last -= blockSize {
 		end = last
 	}
-	j.runs.head, j.runs.tail = start == 0 && end > 0, end == len(b) && start < end
-	return blkio.DataRuns(b[start:end], j.off+int64(start), func(p []byte, off int64) error {
-		j.runs.count++
-		j.runs.bytes += int64(len(p))
-		if c.out == nil {
+	r := runs{head: start == 0 && end > 0, tail: end == len(b) && start < end}
+	err := blkio.DataRuns(b[start:end], off+int64(start), func(p []byte, off int64) error {
+		r.count++
+		r.bytes += int64(len(p))
+		if out == nil {
 			return nil
 		}
-		_, err := c.out.WriteAt(p, off)
+		_, err := out.WriteAt(p, off)
 		return err
 	}, func(int64, int64) error { return nil })
+	return r, err
 }
 
 // collect takes the finished chunks in order.

@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/tarn-storage/tarn/diskfmt/qcow2"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/test/system/canary"
 )
@@ -124,32 +127,37 @@ func hostile(t *testing.T, canary string) map[string]struct {
 	}
 	plain := qcow2Of(t, mixed(13, 4*mib))
 	zlib := qcow2Of(t, mixed(13, 4*mib), "-c")
-	l1 := int(binary.BigEndian.Uint64(plain[40:]))
-	l2 := int(binary.BigEndian.Uint64(plain[l1:]) & 0x00fffffffffffe00)
+	l1 := int(beAt(plain, 40))
+	l2 := int(beAt(plain, uint64(l1)) & offsetBits)
+	small := qcow2Of(t, mixed(13, 9*mib), "-o", "cluster_size=4k")
+	smallL1 := int(beAt(small, 40))
+	smallL2 := func(i int) int { return int(beAt(small, uint64(smallL1+8*i)) & offsetBits) }
 	rows := map[string]row{
-		"empty":                       {nil, refusal{errs.Unsafe, ClassEmpty, "no bytes"}},
-		"raw":                         {mixed(1, mib), refusal{errs.Unsafe, ClassMismatch, "magic"}},
-		"gzip":                        {put(mixed(1, mib), 0, 0x1f, 0x8b), refusal{errs.Unsafe, ClassMismatch, "gzip"}},
-		"version 1":                   {put(plain, 4, 0, 0, 0, 1), refusal{errs.Unsafe, ClassMismatch, "qcow version 1"}},
-		"version 4":                   {put(plain, 4, 0, 0, 0, 4), refusal{errs.Unsafe, ClassVersion, "version 4"}},
-		"dirty":                       {put(plain, 79, 1), refusal{errs.Unsafe, ClassDirty, "dirty"}},
-		"corrupt":                     {put(plain, 79, 2), refusal{errs.Unsafe, ClassCorrupt, "corrupt"}},
-		"data file bit":               {put(plain, 79, 4), refusal{errs.Unsafe, ClassExternal, "another file"}},
-		"unknown feature":             {put(plain, 79, 0x80), refusal{errs.Unsafe, ClassFeature, "unknown"}},
-		"encrypted":                   {put(plain, 35, 2), refusal{errs.Unsafe, ClassFeature, "encrypted"}},
-		"65 TiB":                      {put(plain, 24, be64(65<<40)...), refusal{errs.Unsafe, ClassLimit, "virtual size"}},
-		"64 TiB":                      {put(plain, 24, be64(64<<40)...), refusal{errs.Unsafe, ClassCorrupt, "L1 table"}},
-		"size -1":                     {put(plain, 24, be64(1<<64-512)...), refusal{errs.Unsafe, ClassLimit, "virtual size"}},
-		"cluster bits 63":             {put(plain, 20, 0, 0, 0, 63), refusal{errs.Unsafe, ClassCorrupt, "cluster_bits"}},
-		"L1 past the end":             {put(plain, 40, be64(1<<40)...), refusal{errs.Unsafe, ClassTruncated, "L1"}},
-		"L1 on the header":            {put(plain, 40, be64(0)...), refusal{errs.Unsafe, ClassCorrupt, "L1"}},
-		"truncated":                   {plain[:len(plain)-64*kib], refusal{errs.Unsafe, ClassTruncated, "end of the file"}},
-		"cut in the header":           {plain[:50], refusal{errs.Unsafe, ClassTruncated, "50 bytes"}},
-		"two entries for one cluster": {put(plain, l2+8, plain[l2:l2+8]...), refusal{errs.Unsafe, ClassOverlap, "lies already"}},
-		"data on the L1 table":        {put(plain, l2, be64(uint64(l1)|1<<63)...), refusal{errs.Unsafe, ClassOverlap, "lies already"}},
-		"bad deflate":                 {put(zlib, 5*64*kib+100, bytes.Repeat([]byte{0xff}, 64*kib)...), refusal{errs.Unsafe, ClassCorrupt, "compressed"}},
-		"VHD footer":                  {append(bytes.Clone(plain), put(make([]byte, 512), 0, []byte("conectix")...)...), refusal{errs.Unsafe, ClassMismatch, "VHD"}},
-		"VDI signature":               {put(plain, 0x40, 0x7f, 0x10, 0xda, 0xbe), refusal{errs.Unsafe, ClassMismatch, "VDI"}},
+		"data on a later L2 table":     {put(small, smallL2(0)+8*100, be64(uint64(smallL2(2))|1<<63)...), refusal{errs.Unsafe, ClassOverlap, "lies already"}},
+		"two L1 entries for one table": {put(small, smallL1+8, small[smallL1:smallL1+8]...), refusal{errs.Unsafe, ClassOverlap, "same cluster"}},
+		"empty":                        {nil, refusal{errs.Unsafe, ClassEmpty, "no bytes"}},
+		"raw":                          {mixed(1, mib), refusal{errs.Unsafe, ClassMismatch, "magic"}},
+		"gzip":                         {put(mixed(1, mib), 0, 0x1f, 0x8b), refusal{errs.Unsafe, ClassMismatch, "gzip"}},
+		"version 1":                    {put(plain, 4, 0, 0, 0, 1), refusal{errs.Unsafe, ClassMismatch, "qcow version 1"}},
+		"version 4":                    {put(plain, 4, 0, 0, 0, 4), refusal{errs.Unsafe, ClassVersion, "version 4"}},
+		"dirty":                        {put(plain, 79, 1), refusal{errs.Unsafe, ClassDirty, "dirty"}},
+		"corrupt":                      {put(plain, 79, 2), refusal{errs.Unsafe, ClassCorrupt, "corrupt"}},
+		"data file bit":                {put(plain, 79, 4), refusal{errs.Unsafe, ClassExternal, "another file"}},
+		"unknown feature":              {put(plain, 79, 0x80), refusal{errs.Unsafe, ClassFeature, "unknown"}},
+		"encrypted":                    {put(plain, 35, 2), refusal{errs.Unsafe, ClassFeature, "encrypted"}},
+		"65 TiB":                       {put(plain, 24, be64(65<<40)...), refusal{errs.Unsafe, ClassLimit, "virtual size"}},
+		"64 TiB":                       {put(plain, 24, be64(64<<40)...), refusal{errs.Unsafe, ClassCorrupt, "L1 table"}},
+		"size -1":                      {put(plain, 24, be64(1<<64-512)...), refusal{errs.Unsafe, ClassLimit, "virtual size"}},
+		"cluster bits 63":              {put(plain, 20, 0, 0, 0, 63), refusal{errs.Unsafe, ClassCorrupt, "cluster_bits"}},
+		"L1 past the end":              {put(plain, 40, be64(1<<40)...), refusal{errs.Unsafe, ClassTruncated, "L1"}},
+		"L1 on the header":             {put(plain, 40, be64(0)...), refusal{errs.Unsafe, ClassCorrupt, "L1"}},
+		"truncated":                    {plain[:len(plain)-64*kib], refusal{errs.Unsafe, ClassTruncated, "end of the file"}},
+		"cut in the header":            {plain[:50], refusal{errs.Unsafe, ClassTruncated, "50 bytes"}},
+		"two entries for one cluster":  {put(plain, l2+8, plain[l2:l2+8]...), refusal{errs.Unsafe, ClassOverlap, "lies already"}},
+		"data on the L1 table":         {put(plain, l2, be64(uint64(l1)|1<<63)...), refusal{errs.Unsafe, ClassOverlap, "lies already"}},
+		"bad deflate":                  {put(zlib, 5*64*kib+100, bytes.Repeat([]byte{0xff}, 64*kib)...), refusal{errs.Unsafe, ClassCorrupt, "compressed"}},
+		"VHD footer":                   {append(bytes.Clone(plain), put(make([]byte, 512), 0, []byte("conectix")...)...), refusal{errs.Unsafe, ClassMismatch, "VHD"}},
+		"VDI signature":                {put(plain, 0x40, 0x7f, 0x10, 0xda, 0xbe), refusal{errs.Unsafe, ClassMismatch, "VDI"}},
 	}
 	for name, args := range map[string][]string{
 		"backing file":       {"-b", canary, "-F", "raw"},
@@ -218,4 +226,64 @@ func TestWrongDigestOfQcow2(t *testing.T) {
 	}
 	_, err := importSource(t.Context(), t, Source{Stream: bytes.NewReader(file[:len(file)-1]), Size: int64(len(file))}, Claim{Format: "qcow2"})
 	refusal{errs.Unsafe, ClassTruncated, "ended after"}.check(t, "short body", err)
+}
+
+// TestSpool looks at how much of a stream waits: nothing but tables where they
+// come first, all of it where they come last.
+func TestSpool(t *testing.T) {
+	disk := mixed(15, 24*mib)
+	var last writerAt
+	w, err := qcow2.NewStreamWriter(&last, qcow2.CreateOptions{VirtualSize: int64(len(disk))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(disk); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	first := qcow2Of(t, disk)
+	for name, row := range map[string]struct {
+		file        []byte
+		least, most int64
+	}{
+		"tables first":         {first, 64 * kib, 1 * mib},
+		"tables among data":    {qcow2Of(t, disk, "-o", "cluster_size=4k"), 64 * kib, 1 * mib},
+		"tables last":          {last.b, int64(len(last.b)) - mib, int64(len(last.b))},
+		"compressed in part":   {qcow2Of(t, disk, "-c"), mib, int64(len(first))},
+		"extended L2, spooled": {qcow2Of(t, disk, "-o", "extended_l2=on"), int64(len(first)) / 2, int64(len(first))},
+	} {
+		s, err := Open(t.Context(), Config{}, Source{Stream: bytes.NewReader(row.file), Size: int64(len(row.file))}, Claim{Format: "qcow2"})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		got := imported{header: s.Header(), file: output(t, s.Header().VirtualSize)}
+		spool := output(t, 0)
+		got.result, err = s.Convert(t.Context(), got.file, func() (*os.File, error) { return spool, nil }, nil)
+		s.Close()
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		got.bytes = contents(t, got.file)
+		check(t, name, got, disk, row.file)
+		var st unix.Stat_t
+		if err := unix.Fstat(int(spool.Fd()), &st); err != nil {
+			t.Fatal(err)
+		}
+		if n := st.Blocks * 512; n < row.least || n > row.most+64*kib {
+			t.Errorf("%s: %d KiB of %d were spooled, want %d to %d", name, n/kib, len(row.file)/kib, row.least/kib, row.most/kib)
+		}
+	}
+}
+
+// writerAt is a container in memory.
+type writerAt struct{ b []byte }
+
+func (w *writerAt) WriteAt(p []byte, off int64) (int, error) {
+	if end := off + int64(len(p)); end > int64(len(w.b)) {
+		w.b = append(w.b, make([]byte, end-int64(len(w.b)))...)
+	}
+	return copy(w.b[off:], p), nil
 }

@@ -334,11 +334,15 @@ func (s *Session) ended(cause error) error {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	}
-	if err == nil {
-		err = cause
+	how := "it closed its socket"
+	var exit *hostexec.Exit
+	if errors.As(err, &exit) { // what it wrote to standard error stays in the cause
+		how = (&hostexec.Exit{Code: exit.Code, Signal: exit.Signal}).Error()
 	}
-	return errs.New(errs.Unavailable, "", "", "the confined worker ended before it was done: %w", err).
+	e := errs.New(errs.Unavailable, "", "", "the confined worker ended before it was done: %s", how).
 		WithHint("try again; if it happens with this image only, the image exhausts the worker's limits")
+	e.Err = errors.Join(err, cause)
+	return e
 }
 
 func (s *Session) nonsense(what string) error {

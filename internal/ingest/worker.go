@@ -13,6 +13,7 @@ import (
 
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/blkio"
 	"github.com/tarn-storage/tarn/internal/sniff"
 )
 
@@ -86,6 +87,7 @@ type intake struct {
 	disk  diskfmt.Reader // the guest's bytes, once the source is seekable
 	head  []byte         // what was read of a stream so far
 	out   io.WriterAt
+	dst   *descriptor // what out writes; nil when there is no output
 	spool *descriptor
 	size  int64 // virtual, as the header of a stream says
 	count counter
@@ -185,7 +187,7 @@ func (im *intake) assign(c convert, passed []descriptor) error {
 		return errs.New(errs.Internal, "", "", "%d descriptors came, not %d", len(passed), want)
 	}
 	if !c.Dry {
-		im.out = passed[0]
+		im.out, im.dst = passed[0], &passed[0]
 	}
 	if c.Spool {
 		im.spool = &passed[want-1]
@@ -294,38 +296,48 @@ func (im *intake) convertStream(ctx context.Context) (Result, error) {
 	return done.result(c.sha.Sum(nil)), nil
 }
 
-// convertSpooled keeps a stream in the spool up to its end, because only then
-// the tables that say what the bytes are can be trusted to be complete.
+// convertSpooled converts a qcow2 stream: what can be placed as it comes is,
+// the rest is kept in the spool up to the stream's end, because only then its
+// tables are complete and can be judged.
 func (im *intake) convertSpooled(ctx context.Context) (Result, error) {
 	if im.spool == nil {
 		return Result{}, errs.New(errs.Internal, "", "", "there is nothing to spool the stream in")
 	}
-	r := im.whole()
 	if im.Size >= 0 {
 		im.count.total.Store(im.Size + im.size)
 	}
-	sum, err := im.fillSpool(ctx, r)
+	r := im.whole()
+	a := newAssembler(im.head, im.size, im.out, *im.spool)
+	sum, err := im.takeApart(ctx, r, a)
 	if err != nil {
 		return Result{}, err
 	}
-	h, err := im.openSeekable(ctx, *im.spool, r.n)
+	if err := checkLooks(diskfmt.Qcow2, im.head[:min(len(im.head), sniff.HeadSize)], r.last, r.n); err != nil {
+		return Result{}, err
+	}
+	src, h, err := im.openQcow2(ctx, *im.spool, r.n)
 	if err != nil {
 		return Result{}, err
 	}
 	im.count.total.Store(r.n + h.VirtualSize)
 	c := newConversion(im.Threads, im.out, &im.count)
-	c.source = im.disk
+	c.source = src
+	if a.direct.count > 0 {
+		if c.source, err = newAssembled(src, a, *im.dst); err != nil {
+			return Result{}, err
+		}
+	}
 	done, err := c.run(ctx, im.Threads, c.chunks)
 	return done.result(sum), err
 }
 
-// fillSpool writes the stream into the spool and returns its SHA-256, which is
-// computed beside the writing.
-func (im *intake) fillSpool(ctx context.Context, r io.Reader) ([]byte, error) {
+// takeApart has a place the stream and returns its SHA-256, which is computed
+// beside the writing.
+func (im *intake) takeApart(ctx context.Context, r io.Reader, a *assembler) ([]byte, error) {
 	h := sha256.New()
 	free, full := make(chan []byte, 4), make(chan []byte, 4)
 	for range cap(free) {
-		free <- make([]byte, 1<<20)
+		free <- make([]byte, blkio.ChunkSize)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -341,8 +353,8 @@ func (im *intake) fillSpool(ctx context.Context, r io.Reader) ([]byte, error) {
 		for off := int64(0); ; {
 			b := <-free
 			n, err := io.ReadFull(r, b)
-			if _, werr := im.spool.WriteAt(b[:n], off); werr != nil {
-				return werr
+			if err := a.place(b[:n], off); err != nil {
+				return err
 			}
 			off += int64(n)
 			full <- b[:n]

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -281,7 +282,7 @@ func beAt(b []byte, off uint64) uint64 {
 func TestMessagesOfAHostileWorker(t *testing.T) {
 	f := failure{Kind: "made_up", Class: strings.Repeat("A", 1000), Message: "\x1b[31mred\nline\xff" + strings.Repeat("x", 1<<20)}
 	e := f.error()
-	if e.Kind != errs.Internal || len(e.Class) > maxClassLength || len(e.Message) > maxFailureText || strings.ContainsAny(e.Message, "\x1b\n\xff") {
+	if e.Kind != errs.Internal || len(e.Class) > maxClassLength || len(e.Message) > maxFailureText || strings.ContainsAny(e.Message, "\x1b\n") || !utf8.ValidString(e.Message) {
 		t.Errorf("got kind %s, class of %d, message %.40q of %d", e.Kind, len(e.Class), e.Message, len(e.Message))
 	}
 	good := Result{SourceSHA256: sha256Of(nil), Content: contentOf(nil), VirtualSize: 8192, Written: 4096, Extents: 1}
