@@ -48,6 +48,8 @@ var errnoKinds = map[syscall.Errno]errs.Kind{
 	syscall.EEXIST:       errs.Exists,
 	syscall.ENAMETOOLONG: errs.Invalid,
 	syscall.EFBIG:        errs.Invalid,
+	syscall.ENOTDIR:      errs.Invalid,
+	syscall.EISDIR:       errs.Unsafe,
 	syscall.ELOOP:        errs.Unsafe,
 	syscall.EXDEV:        errs.Unsafe,
 	syscall.EBUSY:        errs.Busy,

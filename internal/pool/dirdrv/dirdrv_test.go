@@ -1,12 +1,17 @@
 package dirdrv_test
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/pool/dirdrv"
@@ -30,6 +35,16 @@ func harness(root func(t *testing.T) string) drivertest.Harness {
 		},
 		Foreign: func(t *testing.T, c driver.Config, name string) {
 			if err := os.WriteFile(filepath.Join(c.Path, name), []byte("not tarn's"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		Settle: func(t *testing.T, c driver.Config) { // btrfs counts when it commits
+			d, err := os.Open(c.Path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			if err := unix.Syncfs(int(d.Fd())); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -75,6 +90,35 @@ func TestContract(t *testing.T) {
 	drivertest.Run(t, harness(func(t *testing.T) string { return t.TempDir() }))
 }
 
+// TestContractUnprivileged runs TestContract as nobody.
+func TestContractUnprivileged(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("TestContract itself is unprivileged")
+	}
+	dir, err := os.MkdirTemp("", "tarn-nobody-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	binary, err := os.ReadFile("/proc/self/exe")
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "test"), binary, 0o755)
+	}
+	if err == nil {
+		err = os.Chown(dir, 65534, 65534)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "test"), "-test.run=^TestContract$", "-test.v")
+	cmd.Dir, cmd.Env = dir, []string{"TMPDIR=" + dir, "HOME=" + dir}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestContract ")) {
+		t.Errorf("as nobody: %v\n%s", err, out)
+	}
+}
+
 // TestContractOn runs the suite on each file system that people keep disks on.
 func TestContractOn(t *testing.T) {
 	for _, kind := range []string{"xfs", "ext4", "btrfs"} {
@@ -90,6 +134,13 @@ func TestContractOn(t *testing.T) {
 				t.Cleanup(func() { os.RemoveAll(dir) })
 				return dir
 			})
+			if kind != "btrfs" { // which has no call that cuts its power
+				h.Power = func(t *testing.T) (driver.Config, func()) {
+					fs := fsloop.New(t, kind, 512<<20)
+					on := harness(func(*testing.T) string { return fs.Dir })
+					return on.Place(t), func() { fs.Shutdown(); fs.Remount() }
+				}
+			}
 			h.Small = func(t *testing.T) driver.Config {
 				small := harness(func(t *testing.T) string { return fsloop.New(t, kind, 64<<20).Dir })
 				return small.Place(t)

@@ -32,6 +32,14 @@ type Harness struct {
 	// the technology or the user cannot have that.
 	Small func(t *testing.T) driver.Config
 
+	// Power is like Place on storage whose power can be cut: cut, called
+	// while no pool is open there, loses what was not synced and brings the rest
+	// back. Nil where that cannot be had.
+	Power func(t *testing.T) (c driver.Config, cut func())
+
+	// Settle makes what was done at c show in Stat, where that lags; may be nil.
+	Settle func(t *testing.T, c driver.Config)
+
 	// Foreign puts an object called name into the pool at c that tarn did not
 	// make; nil where a pool can hold none.
 	Foreign func(t *testing.T, c driver.Config, name string)
@@ -57,7 +65,7 @@ func Run(t *testing.T, h Harness) {
 		{"Clone", testClone}, {"Delete", testDelete}, {"List", testList}, {"Sidecars", testSidecars},
 		{"Names", testNames}, {"Sizes", testSizes}, {"Stat", testStat}, {"Physical", testPhysical},
 		{"Cancelled", testCancelled}, {"Concurrent", testConcurrent}, {"Full", testFull},
-		{"Crashes", testCrashes}, {"Failures", testFailures},
+		{"PowerLoss", testPowerLoss}, {"Crashes", testCrashes}, {"Failures", testFailures},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, h) })
 	}

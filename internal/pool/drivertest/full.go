@@ -96,3 +96,66 @@ func (p *pool) emptyFull(refs ...driver.Ref) {
 		wantNil(p.t, "RestoreBallast", b.RestoreBallast(p.t.Context()))
 	}
 }
+
+// testPowerLoss cuts the power right after each kind of call returned nil.
+func testPowerLoss(t *testing.T, h Harness) {
+	if h.Power == nil {
+		t.Skip("the power of this technology cannot be cut here")
+	}
+	c, cut := h.Power(t)
+	p := newPoolAt(t, h, c)
+	ctx := t.Context()
+	content := pattern(3 * mib)
+	lose := func() {
+		t.Helper()
+		wantNil(t, "Close", p.Close())
+		p.Driver = nil
+		cut()
+		p.open()
+	}
+	base := p.volume("base", 4*mib, content, true)
+	lose()
+	p.wantBytes(base, content, 4*mib)
+	disk := p.volume("disk", 4*mib, content[:mib], false)
+	lose()
+	p.wantBytes(disk, content[:mib], 4*mib)
+	if o, err := p.Describe(ctx, disk); err != nil || o.BackendID != disk.BackendID {
+		t.Errorf("after power loss Describe = %+v, %v; want the same object %v", o, err, disk)
+	}
+	wantNil(t, "Resize", p.Resize(ctx, disk, 8*mib))
+	lose()
+	p.wantBytes(disk, content[:mib], 8*mib)
+	d := p.device(disk, driver.Write)
+	if _, err := d.WriteAt(content, 5*mib); err != nil {
+		t.Fatal(err)
+	}
+	wantNil(t, "Sync", d.Sync())
+	d.Close()
+	lose()
+	if got := p.bytes(disk); !bytes.Equal(got[5*mib:], content) {
+		t.Error("synced bytes are lost")
+	}
+	wantNil(t, "PutSidecar", p.PutSidecar(ctx, "disk", []byte("put")))
+	lose()
+	wantNil(t, "PutSidecar of the marker", p.PutSidecar(ctx, "", append(Marker(c), " put"...)))
+	lose()
+	if got, err := p.Sidecar(ctx, ""); err != nil || !bytes.HasSuffix(got, []byte(" put")) {
+		t.Errorf("the marker is %q, %v", got, err)
+	}
+	if got := p.sidecars(); len(got) != 2 || got["base"] != string(sidecarOf(base)) || got["disk"] != "put" {
+		t.Errorf("the sidecars are %q", got)
+	}
+	wantNil(t, "Delete", p.Delete(ctx, disk))
+	lose()
+	if got := p.names(); len(got) != 1 || len(p.sidecars()) != 1 {
+		t.Errorf("after deleting one of two volumes there are %v", got)
+	}
+	if cl, ok := p.Driver.(driver.Cloner); ok && p.caps.Clone != driver.CloneCopy {
+		clone := newRef("clone")
+		wantNil(t, "Clone", cl.Clone(ctx, driver.Spec{ID: clone.ID, Size: 8 * mib}, base))
+		_, err := p.Publish(ctx, clone.ID, clone.Name, false, sidecarOf(clone))
+		wantNil(t, "Publish of a clone", err)
+		lose()
+		p.wantBytes(clone, content, 8*mib)
+	}
+}

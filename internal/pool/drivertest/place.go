@@ -107,6 +107,9 @@ func testStat(t *testing.T, h Harness) {
 		t.Fatalf("Stat = %+v, %v", before, err)
 	}
 	wantNil(t, "Create", p.Create(t.Context(), driver.Spec{ID: "big", Size: 64 * mib, Prealloc: true}))
+	if h.Settle != nil {
+		h.Settle(t, p.c)
+	}
 	after, err := p.Stat(t.Context())
 	if err != nil || after.Free > before.Free-32*mib {
 		t.Errorf("64 MiB were taken and %d are free, before %d; %v", after.Free, before.Free, err)

@@ -1,0 +1,171 @@
+package dirdrv_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/pool/dirdrv"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
+	"github.com/tarn-storage/tarn/internal/pool/drivertest"
+)
+
+// newPool opens a pool in a new directory.
+func newPool(t testing.TB, dir string) (driver.Driver, driver.Config) {
+	t.Helper()
+	c := driver.Config{ID: disk.PoolID(drivertest.NewID()), Path: filepath.Join(dir, "pool"), Owner: owner()}
+	if err := dirdrv.Type.Prepare(t.Context(), c, drivertest.Marker(c)); err != nil {
+		t.Fatal(err)
+	}
+	d, _, err := dirdrv.Type.Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d, c
+}
+
+// newVolume publishes a volume of zeroes.
+func newVolume(t testing.TB, d driver.Driver, name string, size int64, immutable bool) driver.Ref {
+	t.Helper()
+	r := driver.Ref{ID: disk.VolumeID(drivertest.NewID()), Name: name}
+	if err := d.Create(t.Context(), driver.Spec{ID: r.ID, Size: size}); err != nil {
+		t.Fatal(err)
+	}
+	o, err := d.Publish(t.Context(), r.ID, name, immutable, []byte("sidecar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.BackendID = o.BackendID
+	return r
+}
+
+func TestPrepareRefuses(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(os.WriteFile(path("file"), nil, 0o600))
+	must(os.Mkdir(path("dir"), 0o700))
+	must(os.Symlink("dir", path("link")))
+	must(os.Symlink("nowhere", path("dangling")))
+	must(os.Mkdir(path("open"), 0o700))
+	must(os.Chmod(path("open"), 0o777))
+	must(os.Mkdir(path("marked"), 0o700))
+	must(os.Symlink("../file", path("marked/.tarn-pool")))
+	must(os.Mkdir(path("tmp"), 0o700))
+	must(os.Symlink("../dir", path("tmp/.tarn-tmp")))
+	tests := []struct {
+		path string
+		want errs.Kind
+	}{
+		{"relative/pool", errs.Invalid}, {"", errs.Invalid}, {path("file"), errs.Invalid},
+		{path("file/below"), errs.Invalid}, {path("missing/pool"), errs.NotFound},
+		{path("link"), errs.Unsafe}, {path("dangling"), errs.Unsafe}, {path("open"), errs.Unsafe},
+		{path("marked"), errs.Unsafe}, {path("tmp"), errs.Invalid},
+	}
+	if os.Geteuid() == 0 {
+		must(os.Mkdir(path("theirs"), 0o700))
+		must(os.Chown(path("theirs"), 65534, 65534))
+		tests = append(tests, struct {
+			path string
+			want errs.Kind
+		}{path("theirs"), errs.Unsafe})
+	}
+	for _, tt := range tests {
+		c := driver.Config{ID: "0198aaaa-0000-7000-8000-000000000001", Path: tt.path, Owner: owner()}
+		before := residue(t, driver.Config{Path: path("x")})
+		err := dirdrv.Type.Prepare(t.Context(), c, drivertest.Marker(c))
+		if errs.KindOf(err) != tt.want {
+			t.Errorf("Prepare at %q = %v of kind %s, want %s", tt.path, err, errs.KindOf(err), tt.want)
+		}
+		if after := residue(t, driver.Config{Path: path("x")}); len(after) != len(before) {
+			t.Errorf("Prepare at %q changed something: %q, before %q", tt.path, after, before)
+		}
+	}
+	c := driver.Config{ID: "id", Path: path("dir")}
+	if err := dirdrv.Type.Prepare(t.Context(), c, []byte("no such word")); !errors.Is(err, errs.Internal) {
+		t.Errorf("a marker that does not name its pool: got %v", err)
+	}
+}
+
+// TestForeignEntries puts into a pool what is not a file of tarn's.
+func TestForeignEntries(t *testing.T) {
+	d, c := newPool(t, t.TempDir())
+	canary := filepath.Join(t.TempDir(), "canary")
+	err := errors.Join(
+		os.WriteFile(canary, []byte("canary"), 0o600),
+		os.Symlink(canary, filepath.Join(c.Path, "link")),
+		os.Symlink(canary, filepath.Join(c.Path, "link.tarn.json")),
+		os.Mkdir(filepath.Join(c.Path, "dir"), 0o700),
+		unix.Mkfifo(filepath.Join(c.Path, "fifo"), 0o600),
+		os.WriteFile(filepath.Join(c.Path, ".hidden"), nil, 0o600),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := map[string]bool{}
+	for o, err := range d.List(t.Context()) {
+		if err != nil || o.BackendID != "" || o.Size != 0 {
+			t.Errorf("List yields %+v, %v; want the name alone", o, err)
+		}
+		listed[o.Name] = true
+	}
+	if len(listed) != 3 || !listed["link"] || !listed["dir"] || !listed["fifo"] {
+		t.Errorf("List yields %v, want link, dir and fifo", listed)
+	}
+	for name := range listed {
+		r := driver.Ref{ID: "x", Name: name}
+		for _, m := range []driver.Mode{driver.Base, driver.Read, driver.Write} {
+			if dev, err := d.Open(t.Context(), r, m); !errors.Is(err, errs.Unsafe) {
+				t.Errorf("Open of %s = %v, %v; want a refusal", name, dev, err)
+			}
+		}
+		if _, err := d.Describe(t.Context(), r); !errors.Is(err, errs.Unsafe) {
+			t.Errorf("Describe of %s = %v, want unsafe", name, err)
+		}
+		if err := d.Delete(t.Context(), r); err != nil {
+			t.Errorf("Delete of %s = %v, want it left alone", name, err)
+		}
+	}
+	if _, err := d.Sidecar(t.Context(), "link"); !errors.Is(err, errs.Unsafe) {
+		t.Errorf("Sidecar through a symlink = %v, want unsafe", err)
+	}
+	if got, err := os.ReadFile(canary); err != nil || string(got) != "canary" {
+		t.Errorf("the canary holds %q, %v", got, err)
+	}
+}
+
+// TestModes checks who can read and write the files.
+func TestModes(t *testing.T) {
+	d, c := newPool(t, t.TempDir())
+	newVolume(t, d, "disk", 4096, false)
+	newVolume(t, d, "base", 4096, true)
+	for name, want := range map[string]struct {
+		mode uint32
+		uid  int
+	}{"disk": {0o600, c.Owner.UID}, "base": {0o440, 0}, "disk.tarn.json": {0o600, 0}, ".tarn-pool": {0o600, 0}, ".tarn-tmp": {0o700, 0}, ".": {0o711, 0}} {
+		var st unix.Stat_t
+		if err := unix.Lstat(filepath.Join(c.Path, name), &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Mode&0o7777 != want.mode {
+			t.Errorf("%s has mode %#o, want %#o", name, st.Mode&0o7777, want.mode)
+		}
+		if os.Geteuid() == 0 && int(st.Uid) != want.uid {
+			t.Errorf("%s belongs to %d, want %d", name, st.Uid, want.uid)
+		}
+		if os.Geteuid() == 0 && (name == "disk" || name == "base") && int(st.Gid) != c.Owner.GID {
+			t.Errorf("%s has group %d, want %d", name, st.Gid, c.Owner.GID)
+		}
+	}
+}
