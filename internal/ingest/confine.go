@@ -38,7 +38,6 @@ type Layers struct {
 // matters: limits and landlock need system calls that the filter forbids.
 func confine() (Layers, error) {
 	l := Layers{UID: os.Getuid()}
-	debug.SetTraceback("none") // a crash must not print what it was reading
 	debug.SetMemoryLimit(heapTarget)
 	if err := limit(dataLimit); err != nil {
 		return l, err

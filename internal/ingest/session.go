@@ -64,11 +64,14 @@ func (s *Session) open(ctx context.Context, src Source) error {
 		return err
 	}
 	s.stream = j.Stream
-	if err := s.start(ctx, input); err != nil {
+	err = s.start(ctx, input)
+	if src.File == nil {
+		input.Close()
+	}
+	if err != nil {
 		return err
 	}
 	if src.File == nil {
-		input.Close()
 		go s.feed(src.Stream)
 	}
 	if err := s.ask(request{Judge: &j}, nil); err != nil {
@@ -78,7 +81,7 @@ func (s *Session) open(ctx context.Context, src Source) error {
 	if j.Stream {
 		limit = s.cfg.Idle // the sender decides when the header comes
 	}
-	r, err := s.answer(ctx, limit, func(advance) error { return nil })
+	r, err := s.answer(limit, func(advance) error { return nil })
 	if err != nil {
 		return err
 	}
@@ -159,7 +162,7 @@ func (s *Session) start(ctx context.Context, input *os.File) error {
 		return err
 	}
 	theirs.Close()
-	r, err := s.answer(ctx, s.cfg.Verdict, nil)
+	r, err := s.answer(s.cfg.Verdict, nil)
 	if err != nil {
 		return err
 	}
@@ -193,64 +196,69 @@ func (s *Session) Header() Header { return s.header }
 // fails dst holds anything.
 func (s *Session) Convert(ctx context.Context, dst *os.File, spool func() (*os.File, error), progress func(done, total int64)) (Result, error) {
 	r, err := s.convert(ctx, dst, spool, progress)
-	return r, s.wrap(err)
+	if want := strings.ToLower(s.claim.SHA256); err == nil && want != "" && want != r.SourceSHA256 {
+		err = refuse(ClassChecksum, "the bytes have the SHA-256 %s, not %s", r.SourceSHA256, want).
+			WithHint("fetch the image again and compare with its publisher's checksum")
+	}
+	if err != nil {
+		return Result{}, s.wrap(err)
+	}
+	return r, nil
 }
 
 func (s *Session) convert(ctx context.Context, dst *os.File, spool func() (*os.File, error), progress func(done, total int64)) (Result, error) {
-	var files []*os.File
-	guards := []guard{}
+	files, guards, err := s.outputs(dst, spool)
+	if err != nil {
+		return Result{}, err
+	}
+	total := time.AfterFunc(s.cfg.Total, func() {
+		s.stop(errs.New(errs.Unavailable, "", "", "not done after %v: the worker was stopped", s.cfg.Total))
+	})
+	defer total.Stop()
+	defer context.AfterFunc(ctx, func() { s.stop(ctx.Err()) })()
+	var r reply
+	err = faults.Do(faults.Write, "convert "+s.subject, func() error {
+		if err := s.ask(request{Convert: &convert{Dry: dst == nil, Spool: s.header.MaxSpool != 0}}, files); err != nil {
+			return err
+		}
+		r, err = s.answer(s.cfg.Idle, func(p advance) error {
+			if progress != nil {
+				progress(p.Done, p.Total)
+			}
+			return checkGuards(guards)
+		})
+		return errors.Join(err, checkGuards(guards))
+	})
+	switch {
+	case err != nil:
+		return Result{}, err
+	case r.Result == nil:
+		return Result{}, s.nonsense("it gave no result")
+	}
+	return *r.Result, s.checkResult(*r.Result)
+}
+
+// outputs returns the files that the worker writes, and what watches them.
+func (s *Session) outputs(dst *os.File, spool func() (*os.File, error)) (files []*os.File, guards []guard, err error) {
 	if dst != nil {
 		g, err := guardOf(dst, max(s.header.VirtualSize, 0), s.header.MaxData)
 		if err != nil {
-			return Result{}, err
+			return nil, nil, err
 		}
 		files, guards = append(files, dst), append(guards, g)
 	}
 	if s.header.MaxSpool != 0 {
 		f, err := spool()
 		if err != nil {
-			return Result{}, err
+			return nil, nil, err
 		}
 		g, err := guardOf(f, 0, s.header.MaxSpool)
 		if err != nil {
-			return Result{}, err
+			return nil, nil, err
 		}
 		files, guards = append(files, f), append(guards, g)
 	}
-	q := request{Convert: &convert{Dry: dst == nil, Spool: s.header.MaxSpool != 0}}
-	total := time.AfterFunc(s.cfg.Total, func() {
-		s.stop(errs.New(errs.Unavailable, "", "", "not done after %v: the worker was stopped", s.cfg.Total))
-	})
-	defer total.Stop()
-	defer context.AfterFunc(ctx, func() { s.stop(ctx.Err()) })()
-	var result Result
-	err := faults.Do(faults.Write, "convert "+s.subject, func() error {
-		if err := s.ask(q, files); err != nil {
-			return err
-		}
-		r, err := s.answer(ctx, s.cfg.Idle, func(p advance) error {
-			if progress != nil {
-				progress(p.Done, p.Total)
-			}
-			return checkGuards(guards)
-		})
-		if err != nil {
-			return err
-		}
-		if r.Result == nil {
-			return s.nonsense("it gave no result")
-		}
-		result = *r.Result
-		return errors.Join(checkGuards(guards), s.checkResult(result))
-	})
-	if err != nil {
-		return Result{}, err
-	}
-	if want := strings.ToLower(s.claim.SHA256); want != "" && want != result.SourceSHA256 {
-		return Result{}, refuse(ClassChecksum, "the bytes have the SHA-256 %s, not %s", result.SourceSHA256, want).
-			WithHint("fetch the image again and compare with its publisher's checksum")
-	}
-	return result, nil
+	return files, guards, nil
 }
 
 // ask sends a request.
@@ -277,7 +285,7 @@ func (s *Session) ask(q request, files []*os.File) error {
 
 // answer waits for a reply that is not progress. A worker that says nothing for
 // idle is stopped.
-func (s *Session) answer(ctx context.Context, idle time.Duration, report func(advance) error) (reply, error) {
+func (s *Session) answer(idle time.Duration, report func(advance) error) (reply, error) {
 	watchdog := time.AfterFunc(idle, func() {
 		s.stop(errs.New(errs.Unavailable, "", "", "no progress for %v: the worker was stopped", idle))
 	})

@@ -210,7 +210,7 @@ func peak(t *testing.T, pid int) int64 {
 // TestMemoryIsBounded watches the worker while it converts what blows up.
 func TestMemoryIsBounded(t *testing.T) {
 	const bound = 256 * mib
-	uniform := bytes.Repeat([]byte{1}, 192*mib)
+	uniform := bytes.Repeat([]byte{1}, 96*mib)
 	file := filepath.Join(t.TempDir(), "terabyte")
 	tool(t, "qemu-img", "create", "-q", "-f", "qcow2", file, "1T")
 	terabyte, err := os.ReadFile(file)
@@ -221,8 +221,8 @@ func TestMemoryIsBounded(t *testing.T) {
 		file []byte
 		want int64
 	}{
-		"zlib":                  {qcow2Of(t, uniform, "-c", "-o", "cluster_size=2M"), 192 * mib},
-		"zstd":                  {qcow2Of(t, uniform, "-c", "-o", "compression_type=zstd"), 192 * mib},
+		"zlib":                  {qcow2Of(t, uniform, "-c", "-o", "cluster_size=2M"), 96 * mib},
+		"zstd":                  {qcow2Of(t, uniform, "-c", "-o", "compression_type=zstd"), 96 * mib},
 		"a terabyte of nothing": {terabyte, 1 << 40},
 	} {
 		s, err := Open(t.Context(), Config{}, Source{File: writeFile(t, row.file)}, Claim{Format: "qcow2"})
