@@ -270,11 +270,3 @@ type Lease struct {
 	State      LeaseState `json:"state"`
 	CreatedAt  time.Time  `json:"created_at"`
 }
-
-// Reservation is space promised to a running operation, beside what its
-// volumes' Committed already promises: the bytes it will still write (I11 b).
-type Reservation struct {
-	OperationID OperationID `json:"operation_id"`
-	DomainID    DomainID    `json:"domain_id"`
-	Writing     int64       `json:"writing"`
-}

@@ -22,7 +22,7 @@ var (
 			number("reserve_permille", &r.Reserve.Permille), number("reserve_bytes", &r.Reserve.Bytes),
 			stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),
 		}
-	}, reference{"pool", "pools", "domain_id"}, reference{"reservation", "reservations", "domain_id"})
+	}, reference{"pool", "pools", "domain_id"})
 
 	pools = newTable("pools", "pool", func(r *disk.Pool) []column {
 		return []column{
@@ -53,7 +53,7 @@ var (
 			backing("backing_format", &r.Backing, func(b *disk.Backing) *diskfmt.Format { return &b.Format }),
 			backing("backing_content", &r.Backing, func(b *disk.Backing) *string { return &b.Content }),
 			text("content", &r.Content), number("content_size", &r.ContentSize), number("extents", &r.Extents),
-			number("committed", &r.Committed), number("allocated", &r.Allocated), text("backend_id", &r.BackendID),
+			number("committed", &r.Committed), number("writing", &r.Writing), number("allocated", &r.Allocated), text("backend_id", &r.BackendID),
 			number("generation", &r.Generation), text("created_by", &r.CreatedBy),
 			stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),
 		}
@@ -85,12 +85,6 @@ var (
 		}
 	})
 
-	reservations = newTable("reservations", "reservation", func(r *disk.Reservation) []column {
-		return []column{
-			text("operation_id", &r.OperationID), text("domain_id", &r.DomainID), number("writing", &r.Writing),
-		}
-	})
-
 	operations = newTable("operations", "operation", func(r *journal.Operation) []column {
 		return []column{
 			text("id", &r.ID), text("kind", &r.Kind), text("state", &r.State),
@@ -101,5 +95,5 @@ var (
 			text("owner", &r.Owner), number("fence", &r.Fence),
 			stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),
 		}
-	}, reference{"reservation", "reservations", "operation_id"}).journal()
+	}).journal()
 )

@@ -353,5 +353,5 @@ func sumsOf(r any) volumeSums {
 	if !ok {
 		return volumeSums{}
 	}
-	return volumeSums{pool: v.PoolID, Sums: Sums{Committed: v.Committed, Provisioned: v.VirtualSize, Allocated: v.Allocated}}
+	return volumeSums{pool: v.PoolID, Sums: Sums{Committed: v.Committed, Writing: v.Writing, Provisioned: v.VirtualSize, Allocated: v.Allocated}}
 }

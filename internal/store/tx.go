@@ -17,16 +17,15 @@ import (
 // returns; later use is errs.Internal. Statements of an Update run to their end
 // even when ctx is cancelled, because the transaction is all or nothing.
 type Tx struct {
-	Hosts        Table[disk.HostID, disk.Host]
-	Domains      Table[disk.DomainID, disk.Domain]
-	Pools        Table[disk.PoolID, disk.Pool]
-	Images       Table[disk.ImageID, disk.Image]
-	Volumes      Table[disk.VolumeID, disk.Volume]
-	Instances    Table[disk.InstanceID, disk.Instance]
-	Disks        Table[disk.DiskID, disk.Disk]
-	Leases       Table[disk.VolumeID, disk.Lease]
-	Reservations Table[disk.OperationID, disk.Reservation]
-	Operations   Table[journal.ID, journal.Operation] // written by the journal's methods only
+	Hosts      Table[disk.HostID, disk.Host]
+	Domains    Table[disk.DomainID, disk.Domain]
+	Pools      Table[disk.PoolID, disk.Pool]
+	Images     Table[disk.ImageID, disk.Image]
+	Volumes    Table[disk.VolumeID, disk.Volume]
+	Instances  Table[disk.InstanceID, disk.Instance]
+	Disks      Table[disk.DiskID, disk.Disk]
+	Leases     Table[disk.VolumeID, disk.Lease]
+	Operations Table[journal.ID, journal.Operation] // written by the journal's methods only
 
 	mu     sync.Mutex
 	conn   *conn
@@ -50,7 +49,6 @@ func newTx(c *conn, e *Engine, write bool) *Tx {
 	tx.Instances = Table[disk.InstanceID, disk.Instance]{tx, instances}
 	tx.Disks = Table[disk.DiskID, disk.Disk]{tx, disks}
 	tx.Leases = Table[disk.VolumeID, disk.Lease]{tx, leases}
-	tx.Reservations = Table[disk.OperationID, disk.Reservation]{tx, reservations}
 	tx.Operations = Table[journal.ID, journal.Operation]{tx, operations}
 	return tx
 }

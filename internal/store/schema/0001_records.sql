@@ -78,6 +78,7 @@ CREATE TABLE volumes (
 	content_size    INT64 NOT NULL CHECK (content_size >= 0),
 	extents         INT64 NOT NULL CHECK (extents >= 0),
 	committed       INT64 NOT NULL CHECK (committed >= 0),
+	writing         INT64 NOT NULL CHECK (writing >= 0),
 	allocated       INT64 NOT NULL CHECK (allocated >= 0),
 	backend_id      TEXT  NOT NULL,
 	generation      INT64 NOT NULL,
@@ -97,6 +98,7 @@ CREATE INDEX volumes_by_content ON volumes (content) WHERE content <> '';
 CREATE TABLE pool_sums (
 	pool_id     TEXT  NOT NULL PRIMARY KEY REFERENCES pools (id) ON DELETE CASCADE,
 	committed   INT64 NOT NULL,
+	writing     INT64 NOT NULL,
 	provisioned INT64 NOT NULL,
 	allocated   INT64 NOT NULL
 ) STRICT;
@@ -174,13 +176,6 @@ CREATE TABLE operation_resources (
 	operation_id TEXT NOT NULL REFERENCES operations (id)
 ) STRICT;
 CREATE INDEX operation_resources_by_operation ON operation_resources (operation_id);
-
-CREATE TABLE reservations (
-	operation_id TEXT  NOT NULL PRIMARY KEY REFERENCES operations (id),
-	domain_id    TEXT  NOT NULL REFERENCES domains (id),
-	writing      INT64 NOT NULL CHECK (writing >= 0)
-) STRICT;
-CREATE INDEX reservations_by_domain ON reservations (domain_id);
 
 CREATE TABLE events (
 	id           SERIAL64,

@@ -139,7 +139,7 @@ func newImage(id string) disk.Image {
 func newVolume(id string) disk.Volume {
 	return disk.Volume{ID: disk.VolumeID(id), PoolID: "p", Name: "volume " + id, Kind: disk.KindDisk, State: disk.VolumeReady,
 		Format: "qcow2", VirtualSize: 1 << 40, RequestedSize: 1<<40 - 1, ClusterSize: 65536,
-		Committed: 1<<40 + 5, Allocated: 196608, BackendID: "inode 7", Generation: 3, CreatedBy: "o",
+		Committed: 1<<40 + 5, Writing: 11, Allocated: 196608, BackendID: "inode 7", Generation: 3, CreatedBy: "o",
 		Backing:   &disk.Backing{VolumeID: "b", Name: "base_b.raw", Format: "raw", Content: "b3-4m:b"},
 		CreatedAt: epoch, UpdatedAt: epoch}
 }
@@ -178,8 +178,8 @@ func newOperation(id string) journal.Operation {
 }
 
 // seed inserts one record of every kind: host h, domain d, pool p, image i,
-// base b, volume v on it, instance n, disk k in v, a lease on v, operation o
-// and its reservation.
+// base b, volume v on it, instance n, disk k in v, a lease on v, and
+// operation o.
 func seed(ctx context.Context, tx *store.Tx) error {
 	var rows *store.Store // the operation methods need no open store
 	_, _, opErr := rows.InsertOperation(ctx, tx, newOperation("o"))
@@ -194,7 +194,6 @@ func seed(ctx context.Context, tx *store.Tx) error {
 		tx.Instances.Insert(ctx, newInstance("n")),
 		tx.Disks.Insert(ctx, newDisk("k", "v")),
 		tx.Leases.Insert(ctx, newLease("v")),
-		tx.Reservations.Insert(ctx, disk.Reservation{OperationID: "o", DomainID: "d", Writing: 11}),
 	)
 }
 
