@@ -112,9 +112,8 @@ func Create(w io.WriterAt, o CreateOptions) error {
 	if cap(*bp) < size {
 		*bp = make([]byte, size)
 	}
-	buf := (*bp)[:size]
-	clear(buf)
-	appendHeader(buf[:0], &p.h)
+	buf := (*bp)[:size] // all zero between uses
+	head := appendHeader(buf[:0], &p.h)
 	be := binary.BigEndian
 	for i := uint64(0); i < p.blocks; i++ {
 		be.PutUint64(buf[p.h.RefTableOffset+i*8:], p.bfirst+i<<p.h.ClusterBits)
@@ -122,10 +121,11 @@ func Create(w io.WriterAt, o CreateOptions) error {
 	for i := uint64(0); i < p.end>>p.h.ClusterBits; i++ {
 		be.PutUint16(buf[p.bfirst+i*2:], 1)
 	}
-	if _, err := w.WriteAt(buf, 0); err != nil {
-		return errs.Wrap(err, "qcow2.create", "")
-	}
-	return nil
+	_, err = w.WriteAt(buf, 0)
+	clear(head)
+	clear(buf[p.h.RefTableOffset:][:p.blocks*8])
+	clear(buf[p.bfirst:][:p.end>>p.h.ClusterBits*2])
+	return errs.Wrap(err, "qcow2.create", "")
 }
 
 // appendHeader appends the first bytes of a version 3 image: header, backing

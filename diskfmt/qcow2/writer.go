@@ -59,6 +59,7 @@ type Writer struct {
 	newL2    map[uint64]struct{} // L2 tables that no L1 entry on disk refers to
 	dirtyL1  map[uint64]struct{} // L1 entries to be written
 	frees    []uint64            // host offsets of clusters that lose a reference at the next flush
+	buf      []byte              // a cluster for fill
 	data     bool                // data was written since the last sync
 	err      error
 }
@@ -210,7 +211,7 @@ func (w *Writer) change(op string, off, length int64, do func() error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err != nil {
-		return errs.Wrap(w.err, op, "")
+		return corrupt(op, w.err)
 	}
 	if !w.inside(off, length) {
 		return errs.New(errs.Invalid, op, "", "the range of %d bytes at %d is outside the disk of %d bytes", length, off, w.l.H.Size)
@@ -370,7 +371,10 @@ func (w *Writer) fill(pos, end, host uint64, fresh bool) error {
 	if pos == end {
 		return nil
 	}
-	buf := make([]byte, end-pos)
+	if w.buf == nil {
+		w.buf = make([]byte, w.l.H.ClusterSize())
+	}
+	buf := w.buf[:end-pos]
 	zero, err := w.readOld(buf, pos)
 	if err != nil {
 		return err
@@ -503,7 +507,8 @@ func (w *Writer) zero(pos, end uint64, partial bool) error {
 		case pos == start && end >= stop:
 			err = w.zeroCluster(start)
 		case partial:
-			err = w.write(make([]byte, next-pos), pos)
+			next = min(next, pos+uint64(len(zeroes)))
+			err = w.write(zeroes[:next-pos], pos)
 		}
 		if err != nil {
 			return err

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -435,5 +436,97 @@ func TestConvertRefusesWhatALayerBelowHolds(t *testing.T) {
 	r := backingReader(t, make([]byte, 1<<20))
 	if err := qcow2.Convert(ctx, &memFile{}, r, qcow2.CreateOptions{VirtualSize: 1 << 20}, nil); !errors.Is(err, errs.Cancelled) {
 		t.Errorf("a cancelled context: got %v, want %v", err, errs.Cancelled)
+	}
+}
+
+func TestWritersAndReadersSideBySide(t *testing.T) {
+	const part, parts = 1 << 20, 4
+	s := shape{size: parts * part, cluster: 65536, backing: 3 << 20}
+	file, model, backing := s.make(t, t.TempDir(), 21)
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w, err := qcow2.OpenWriter(diskFile{f}, s.record(), backingReader(t, backing))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	for i := range parts {
+		group.Go(func() {
+			rng := rand.New(rand.NewPCG(uint64(i), 22))
+			mine := model[i*part : (i+1)*part]
+			for n := range 100 {
+				off := rng.IntN(part - 8192)
+				p := mine[off : off+1+rng.IntN(8191)]
+				for j := range p {
+					p[j] = byte(rng.Uint32())
+				}
+				if _, err := w.WriteAt(p, int64(i*part+off)); err != nil {
+					t.Errorf("part %d: %v", i, err)
+					return
+				}
+				got := make([]byte, len(p))
+				if _, err := w.ReadAt(got, int64(i*part+off)); err != nil || !bytes.Equal(got, p) {
+					t.Errorf("part %d, write %d: read back differs (%v)", i, n, err)
+					return
+				}
+				if n%30 == 29 {
+					if err := w.Sync(); err != nil {
+						t.Errorf("part %d: %v", i, err)
+					}
+				}
+			}
+		})
+	}
+	group.Wait()
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	check(t, file)
+	r := open(t, file, s.record())
+	for range parts {
+		group.Go(func() { sameBytes(t, "read at once", readAll(t, r, backing), model) })
+	}
+	group.Wait()
+}
+
+func TestFreedClustersArePunchedAndReused(t *testing.T) {
+	const size = 4 << 20
+	rec := &recorder{}
+	if err := qcow2.Create(&rec.memFile, qcow2.CreateOptions{VirtualSize: size}); err != nil {
+		t.Fatal(err)
+	}
+	w, err := qcow2.OpenWriter(rec, diskfmttest.Qcow2(size, 65536), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill := bytes.Repeat([]byte{1}, size)
+	for round := range 3 {
+		if _, err := w.WriteAt(fill, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Discard(0, size); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Sync(); err != nil {
+			t.Fatal(err)
+		}
+		punched := int64(0)
+		for _, e := range rec.log {
+			if e.kind == 'p' {
+				punched += int64(len(e.data))
+			}
+		}
+		if want := int64(round+1) * size; punched != want {
+			t.Errorf("round %d: %d bytes were punched, want %d", round, punched, want)
+		}
+	}
+	if most := int64(size + 8*65536); int64(len(rec.b)) > most {
+		t.Errorf("the file has %d bytes after three rounds, want at most %d", len(rec.b), most)
 	}
 }
