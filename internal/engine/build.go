@@ -255,7 +255,7 @@ func (e *Engine) newDisk(i disk.Instance, o diskOrder, role disk.Role, index int
 // newVolume is the record of the volume that will hold d.
 func newVolume(d disk.Disk, o diskOrder, p plan.VolumePlan, op journal.ID) disk.Volume {
 	return disk.Volume{
-		ID: o.Volume, PoolID: o.Pool, Name: string(d.InstanceID) + "_" + d.Name + "." + string(p.Format), Kind: disk.KindDisk, State: disk.VolumeCreating,
+		ID: o.Volume, PoolID: o.Pool, Name: string(d.InstanceID) + "_" + string(d.Role) + itoa(d.Index) + "." + string(p.Format), Kind: disk.KindDisk, State: disk.VolumeCreating,
 		Format: p.Format, VirtualSize: p.VirtualSize, RequestedSize: p.RequestedSize, ClusterSize: p.ClusterSize, Committed: p.Committed, Writing: p.Writing,
 		CreatedBy: disk.OperationID(op), CreatedAt: o.At, UpdatedAt: o.At,
 	}

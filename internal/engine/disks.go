@@ -270,7 +270,7 @@ func markDeleting(ctx context.Context, tx *store.Tx, id disk.VolumeID) error {
 		return err
 	}
 	if l != nil {
-		return attachedError(v.Name)
+		return attachedError(ctx, tx, v)
 	}
 	switch v.State {
 	case disk.VolumeCreating, disk.VolumeResizing:
@@ -280,20 +280,27 @@ func markDeleting(ctx context.Context, tx *store.Tx, id disk.VolumeID) error {
 	return tx.Volumes.Update(ctx, v)
 }
 
-func attachedError(name string) error {
-	return errs.New(errs.Busy, "disk", name, "%s is attached", name).WithHint("detach it first")
+func attachedError(ctx context.Context, tx *store.Tx, v disk.Volume) error {
+	name := v.Name
+	if r, err := recordsOf(ctx, tx, v.ID); err == nil {
+		name = diskSubject(r).Name
+	}
+	return errs.New(errs.Busy, "disk", name, "%s is attached", name).WithHint("detach it first: tarn disk detach %s", name)
 }
 
 // notInUse returns errs.Busy while anybody holds one of vols: a lease on
 // record, or a lock that a program holds whatever the record says.
 func (e *Engine) notInUse(ctx context.Context, vols []disk.Volume) error {
 	for _, v := range vols {
-		l, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (*disk.Lease, error) { return leaseOf(ctx, tx, v.ID) })
+		err := e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+			l, err := leaseOf(ctx, tx, v.ID)
+			if err == nil && l != nil {
+				err = attachedError(ctx, tx, v)
+			}
+			return err
+		})
 		if err != nil {
 			return err
-		}
-		if l != nil {
-			return attachedError(v.Name)
 		}
 		if err := e.unlocked(ctx, v); err != nil {
 			return err

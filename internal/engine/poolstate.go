@@ -289,7 +289,7 @@ func deletableWithPool(ctx context.Context, tx *store.Tx, r disk.Pool, v disk.Vo
 	if l, err := leaseOf(ctx, tx, v.ID); err != nil {
 		return err
 	} else if l != nil {
-		return attachedError(v.Name)
+		return attachedError(ctx, tx, v)
 	}
 	if keepData {
 		return nil

@@ -85,7 +85,7 @@ func (e *Engine) intendResize(ctx context.Context, tx *store.Tx, a resizeArgs, d
 	if l, err := leaseOf(ctx, tx, v.ID); err != nil {
 		return err
 	} else if l != nil {
-		return attachedError(v.Name)
+		return attachedError(ctx, tx, v)
 	}
 	need := max(commitment(v.Format, a.To), v.Committed)
 	if err := admit(ctx, tx, domain, space, plan.Need{Commit: need - v.Committed, Write: 1 << 20}); err != nil {
