@@ -208,6 +208,25 @@ type Ballast interface {
 	RestoreBallast(ctx context.Context) error
 }
 
+// Leftovers is implemented by drivers that can list what is staged, so that
+// what no operation owns any more can be found. Staged yields the ids.
+// SetAside moves a staged volume, or with a name a published object and its
+// sidecar, to a place in the pool where nothing finds it but a person: it
+// deletes nothing, and what is not there is not an error.
+type Leftovers interface {
+	Staged(ctx context.Context) iter.Seq2[disk.VolumeID, error]
+	SetAside(ctx context.Context, r Ref) error
+}
+
+// Protector is implemented by drivers whose volumes have owners and
+// permissions of their own. Exposure says in words how those of a published
+// volume differ from what Publish gives it, "" if they do not; Protect restores
+// them.
+type Protector interface {
+	Exposure(ctx context.Context, r Ref, immutable bool) (string, error)
+	Protect(ctx context.Context, r Ref, immutable bool) error
+}
+
 // Config is what a pool is opened with.
 type Config struct {
 	ID    disk.PoolID

@@ -1,0 +1,160 @@
+package dirdrv
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/faults"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
+)
+
+// asideName is the directory at the pool's root that keeps what was set aside.
+// Nothing in tarn removes it.
+const asideName = ".tarn-quarantine"
+
+var (
+	_ driver.Leftovers = (*pool)(nil)
+	_ driver.Protector = (*pool)(nil)
+)
+
+// Staged implements driver.Leftovers.
+func (p *pool) Staged(ctx context.Context) iter.Seq2[disk.VolumeID, error] {
+	return func(yield func(disk.VolumeID, error) bool) {
+		seen := map[string]bool{}
+		err := p.tmp.each(ctx, func(name string) bool {
+			id := strings.TrimSuffix(name, partSuffix)
+			if strings.HasSuffix(name, sidecarSuffix) || seen[id] || checkID("", disk.VolumeID(id)) != nil {
+				return true // the next sidecar of a volume, or the ballast
+			}
+			seen[id] = true
+			return yield(disk.VolumeID(id), nil)
+		})
+		if err != nil {
+			yield("", failed("pool.staged", p.path, err))
+		}
+	}
+}
+
+// SetAside implements driver.Leftovers. A name that was set aside before gets a
+// number.
+func (p *pool) SetAside(ctx context.Context, r driver.Ref) error {
+	const op = "volume.set_aside"
+	at, name, err := p.place(op, r)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return failed(op, subject(r), err)
+	}
+	suffixes := []string{sidecarSuffix, ""}
+	if r.Name == "" {
+		suffixes = []string{sidecarSuffix, partSuffix, ""}
+	}
+	aside, err := p.openAside()
+	if err != nil {
+		return failed(op, subject(r), err)
+	}
+	defer aside.close()
+	for _, suffix := range suffixes {
+		if err == nil {
+			err = moveAside(at, name+suffix, aside)
+		}
+	}
+	for _, d := range []*dir{aside, at} {
+		if err == nil {
+			err = d.sync()
+		}
+	}
+	return failed(op, subject(r), err)
+}
+
+func (p *pool) openAside() (*dir, error) {
+	if err := makeDir(p.root, asideName, 0o700); err != nil {
+		return nil, err
+	}
+	return p.root.sub(asideName)
+}
+
+// moveAside moves name, if it is there, to a name that is free.
+func moveAside(at *dir, name string, aside *dir) error {
+	there, err := at.exists(name)
+	if err != nil || !there {
+		return err
+	}
+	for n := 0; ; n++ {
+		to := name
+		if n > 0 {
+			to = fmt.Sprintf("%s.%d", name, n)
+		}
+		err := at.publish(name, aside, to)
+		if err != unix.EEXIST {
+			return err
+		}
+	}
+}
+
+// guard is who may do what with a file.
+type guard struct {
+	mode     uint32
+	uid, gid int // -1: whatever it is
+}
+
+// guardOf returns what Publish gives a volume.
+func (p *pool) guardOf(immutable bool) guard {
+	g := guard{0o600, p.owner.UID, p.owner.GID}
+	if immutable {
+		g = guard{0o440, 0, p.owner.GID}
+	}
+	if os.Geteuid() != 0 {
+		g.uid, g.gid = -1, -1
+	}
+	return g
+}
+
+// Exposure implements driver.Protector.
+func (p *pool) Exposure(ctx context.Context, r driver.Ref, immutable bool) (string, error) {
+	const op = "volume.exposure"
+	if _, err := p.Describe(ctx, r); err != nil {
+		return "", err
+	}
+	st, err := p.root.stat(r.Name)
+	if err != nil {
+		return "", missing(op, r, err)
+	}
+	want := p.guardOf(immutable)
+	if mode := uint32(st.Mode) & 0o7777; mode != want.mode {
+		return fmt.Sprintf("its mode is %04o, not %04o", mode, want.mode), nil
+	}
+	if want.uid >= 0 && int(st.Uid) != want.uid || want.gid >= 0 && int(st.Gid) != want.gid {
+		return fmt.Sprintf("it belongs to %d:%d, not %d:%d", st.Uid, st.Gid, want.uid, want.gid), nil
+	}
+	return "", nil
+}
+
+// Protect implements driver.Protector.
+func (p *pool) Protect(ctx context.Context, r driver.Ref, immutable bool) error {
+	const op = "volume.protect"
+	if _, err := p.Describe(ctx, r); err != nil {
+		return err
+	}
+	f, err := p.root.open(r.Name, unix.O_RDONLY)
+	if err != nil {
+		return missing(op, r, err)
+	}
+	defer f.Close()
+	want := p.guardOf(immutable)
+	err = p.checkIdentity(op, r, f)
+	if err == nil {
+		err = p.chown(f, want.uid, want.gid)
+	}
+	if err == nil {
+		err = faults.Do(faults.Ioctl, "chmod "+r.Name, func() error { return f.Chmod(os.FileMode(want.mode)) })
+	}
+	return failed(op, r.Name, err)
+}
