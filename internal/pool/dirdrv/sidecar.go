@@ -23,10 +23,17 @@ func (p *pool) PutSidecar(ctx context.Context, name string, data []byte) error {
 		}
 		file = name + sidecarSuffix
 	}
-	if len(data) > maxRecord {
-		return errs.New(errs.Invalid, op, name, "%d bytes, at most %d are a record", len(data), maxRecord)
+	if err := checkRecord(op, name, data); err != nil {
+		return err
 	}
 	return failed(op, name, p.put(file, data))
+}
+
+func checkRecord(op, subject string, data []byte) error {
+	if len(data) > maxRecord {
+		return errs.New(errs.Invalid, op, subject, "%d bytes, at most %d are a record", len(data), maxRecord)
+	}
+	return nil
 }
 
 // Sidecar implements driver.Driver.

@@ -247,17 +247,35 @@ func (p *pool) RestoreBallast(ctx context.Context) error {
 		return err
 	}
 	size := min(ballastSize, u.Capacity/100) / sizeUnit * sizeUnit
-	there, err := p.tmp.exists(ballastName)
-	if err != nil || there || size == 0 || u.Free < 2*size {
+	st, err := p.tmp.stat(ballastName)
+	switch {
+	case err != nil && !isNotExist(err):
 		return failed(op, p.path, err)
+	case err == nil && int64(st.Size) >= size || u.Free < 2*size:
+		return nil
 	}
-	f, err := p.tmp.create(ballastName)
-	if err == nil {
-		defer f.Close()
-		err = allocate(f, size)
-		if err != nil {
-			_ = p.tmp.remove(ballastName)
-		}
+	err = p.takeBallast(size, isNotExist(err))
+	for _, e := range []error{unix.ENOSPC, unix.EDQUOT, unix.EOPNOTSUPP} { // no room, or no such promise here
+		err = ignoring(e, err)
 	}
-	return failed(op, p.path, ignoring(unix.EOPNOTSUPP, ignoring(unix.ENOSPC, err)))
+	return failed(op, p.path, err)
+}
+
+// takeBallast makes the ballast, or completes what a crash left of it.
+func (p *pool) takeBallast(size int64, fresh bool) (err error) {
+	var f *os.File
+	if fresh {
+		f, err = p.tmp.create(ballastName)
+	} else {
+		f, err = p.tmp.open(ballastName, unix.O_RDWR)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := allocate(f, size); err != nil {
+		_ = p.tmp.remove(ballastName)
+		return err
+	}
+	return nil
 }

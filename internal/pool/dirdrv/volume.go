@@ -94,7 +94,7 @@ func allocate(f *os.File, size int64) error {
 // the directory for both names.
 func (p *pool) Publish(ctx context.Context, id disk.VolumeID, name string, immutable bool, sidecar []byte) (driver.Object, error) {
 	const op = "volume.publish"
-	if err := errors.Join(checkID(op, id), checkName(op, name)); err != nil {
+	if err := errors.Join(checkID(op, id), checkName(op, name), checkRecord(op, name, sidecar)); err != nil {
 		return driver.Object{}, failed(op, name, err)
 	}
 	if err := ctx.Err(); err != nil {
@@ -361,32 +361,46 @@ func (p *pool) Delete(ctx context.Context, r driver.Ref) error {
 	return failed(op, subject(r), err)
 }
 
-// unname removes the published volume. One that is still staged is not
-// published: then only the sidecar of an interrupted Publish can be its own.
+// unname removes the published volume. Its blocks, which may be many, are freed
+// when nobody waits for a name any more: at the last close.
 func (p *pool) unname(op string, r driver.Ref, staged bool) error {
+	f, err := p.unlink(op, r, staged)
+	if f != nil {
+		f.Close()
+	}
+	return err
+}
+
+// unlink removes the volume's names and returns it, still open. A volume that
+// is still staged is not published: then only the sidecar of an interrupted
+// Publish can be its own.
+func (p *pool) unlink(op string, r driver.Ref, staged bool) (f *os.File, err error) {
 	p.naming.Lock()
 	defer p.naming.Unlock()
 	st, err := p.root.stat(r.Name)
 	there := err == nil
 	if err := ignoring(unix.ENOENT, err); err != nil {
-		return err
+		return nil, err
 	}
 	sidecar, err := p.root.exists(r.Name + sidecarSuffix)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if there {
 		if staged || !isRegular(st) || r.BackendID == "" && !sidecar {
-			return nil // another's, or foreign
+			return nil, nil // another's, or foreign
 		}
 		if err := sameObject(op, r, st); err != nil {
-			return err
+			return nil, err
+		}
+		if f, err = p.root.openat(r.Name, unix.O_PATH, 0); err != nil {
+			return nil, err
 		}
 		if err := p.root.remove(r.Name); err != nil {
-			return err
+			return f, err
 		}
 	}
-	return p.root.remove(r.Name + sidecarSuffix)
+	return f, p.root.remove(r.Name + sidecarSuffix)
 }
 
 // unstage removes what is staged under id, the volume last: while it is there
