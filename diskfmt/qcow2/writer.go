@@ -45,6 +45,9 @@ const (
 // synced. So a cut at any write leaves an image that is whole or has leaked
 // clusters, with all that was synced in it.
 //
+// A write to a cluster that is not stored fills all of it, also where extended
+// L2 entries would allow less. A flush keeps everything else waiting.
+//
 // After a failed sync or a failed write of metadata every call fails: what is
 // on disk is then unknown until the image is opened again.
 type Writer struct {

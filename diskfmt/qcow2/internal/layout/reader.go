@@ -52,7 +52,13 @@ func NewReader(r io.ReaderAt, size uint64, h *Header) (*Reader, error) {
 		return nil, err
 	}
 	rd.Meta = NewMeta(h)
-	var clusters []uint64
+	covered := h.BlockRefs() << h.ClusterBits
+	n := min((size+covered-1)/covered, uint64(h.RefTableCluster)<<(h.ClusterBits-3))
+	refs, err := ReadTable(r, h.RefTableOffset, n)
+	if err != nil {
+		return nil, err
+	}
+	clusters := make([]uint64, 0, inUse(rd.L1)+inUse(refs))
 	for i, e := range rd.L1 {
 		if e == 0 {
 			continue
@@ -64,12 +70,6 @@ func NewReader(r io.ReaderAt, size uint64, h *Header) (*Reader, error) {
 			return nil, Faultf(ClassCorrupt, "L1 table entry %d: 0x%016x has flags but no offset", i, e)
 		}
 		clusters = append(clusters, e&OffsetMask)
-	}
-	covered := h.BlockRefs() << h.ClusterBits
-	n := min((size+covered-1)/covered, uint64(h.RefTableCluster)<<(h.ClusterBits-3))
-	refs, err := ReadTable(r, h.RefTableOffset, n)
-	if err != nil {
-		return nil, err
 	}
 	for i, e := range refs {
 		if e == 0 {
@@ -84,6 +84,16 @@ func NewReader(r io.ReaderAt, size uint64, h *Header) (*Reader, error) {
 		return nil, err
 	}
 	return rd, nil
+}
+
+func inUse(table []uint64) int {
+	n := 0
+	for _, e := range table {
+		if e != 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // ClassOf returns the class of a Fault, or "" for another error.
