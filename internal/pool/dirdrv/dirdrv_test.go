@@ -61,12 +61,11 @@ func owner() disk.Owner {
 	return disk.Owner{UID: -1, GID: -1}
 }
 
-// residue lists the files in and beside a pool with mode and size, the ballast
-// apart.
+// residue lists the files in and beside a pool with mode and size.
 func residue(t *testing.T, c driver.Config) []string {
 	var all []string
 	err := filepath.WalkDir(filepath.Dir(c.Path), func(path string, e fs.DirEntry, err error) error {
-		if err != nil || e.Name() == "ballast" {
+		if err != nil {
 			return err
 		}
 		info, err := e.Info()
