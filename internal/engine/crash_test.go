@@ -1,0 +1,311 @@
+package engine_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/engine"
+	"github.com/tarn-storage/tarn/internal/faults/faultstest"
+	"github.com/tarn-storage/tarn/internal/ingest"
+	"github.com/tarn-storage/tarn/internal/pool/all"
+	"github.com/tarn-storage/tarn/internal/store/sqlite"
+)
+
+// world is a state directory and a pool's directory that outlive the engines
+// which work on them.
+type world struct {
+	t     *testing.T
+	state string
+	pool  string
+	image string            // a file to import
+	acked map[string][]byte // what disks must read as, by reference
+}
+
+// with starts an engine, lets fn use it, waits until nothing runs and stops it
+// again: one process's life. After a simulated crash it stops as it is.
+func (w *world) with(fn func(ctx context.Context, e *engine.Engine) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	s, err := sqlite.Open(ctx, sqlite.Options{Dir: w.state})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	host, err := engine.ThisHost()
+	if err != nil {
+		return err
+	}
+	e, err := engine.New(ctx, engine.Config{Store: s, Host: host, Types: all.Types()})
+	if err != nil {
+		return err
+	}
+	err = fn(ctx, e)
+	return errors.Join(err, e.Settle(ctx), e.Close(ctx))
+}
+
+// finished waits for the operation of a call and returns its error.
+func finished(ctx context.Context, e *engine.Engine, out api.Outcome, err error) error {
+	if err != nil || out.Operation.ID == "" {
+		return err
+	}
+	op, err := e.OperationWait(ctx, out.Operation.ID, time.Minute)
+	switch {
+	case err != nil:
+		return err
+	case op.Error != nil:
+		return errs.New(op.Error.Kind, op.Error.Op, op.Error.Subject, "%s", op.Error.Message)
+	case op.State != "done":
+		return fmt.Errorf("%s is %s", op.Kind, op.State)
+	}
+	return nil
+}
+
+func (w *world) createPool(ctx context.Context, e *engine.Engine) error {
+	out, err := e.PoolCreate(ctx, api.Options{}, api.PoolCreate{Name: "main", Driver: "dir", Path: w.pool})
+	return finished(ctx, e, out, err)
+}
+
+func (w *world) importImage(ctx context.Context, e *engine.Engine, name string) error {
+	f, err := os.Open(w.image)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	out, err := e.ImageImport(ctx, api.Options{}, api.ImageImport{Name: name, Format: "raw"}, ingest.Source{File: f, Name: w.image})
+	return errors.Join(finished(ctx, e, out, err), e.Settle(ctx))
+}
+
+func (w *world) createDisk(ctx context.Context, e *engine.Engine, s api.DiskSpec) error {
+	out, err := e.DiskCreate(ctx, api.Options{}, api.DiskCreate{Instance: "web1", Disk: s})
+	return finished(ctx, e, out, err)
+}
+
+const rootSize = 3 << 20
+
+func (w *world) createInstance(ctx context.Context, e *engine.Engine) error {
+	out, err := e.InstanceCreate(ctx, api.Options{}, api.InstanceCreate{Name: "web1", Disks: []api.DiskSpec{
+		{Role: "root", Image: "debian", Size: rootSize}, {Role: "swap", Size: 1 << 20}, {Role: "data", Size: 1 << 20, Format: "qcow2"},
+	}, ConfigDrive: &api.ConfigDrive{Kind: "cidata", Files: []api.ConfigFile{{Path: "user-data", Data: []byte("#cloud-config\n")}}}})
+	return finished(ctx, e, out, err)
+}
+
+// newWorld makes a world and performs steps in it, each in a process of its own.
+func newWorld(t *testing.T, steps ...func(context.Context, *engine.Engine) error) *world {
+	t.Helper()
+	dir := t.TempDir()
+	w := &world{t: t, state: filepath.Join(dir, "state"), pool: filepath.Join(dir, "pool"), image: filepath.Join(dir, "image.raw"), acked: map[string][]byte{}}
+	if err := os.Mkdir(w.state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(w.image, imageBytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.more(steps...)
+	return w
+}
+
+func (w *world) more(steps ...func(context.Context, *engine.Engine) error) {
+	w.t.Helper()
+	err := w.with(func(ctx context.Context, e *engine.Engine) error {
+		for _, s := range steps {
+			if err := s(ctx, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func imageBytes() []byte {
+	b := make([]byte, 1<<20)
+	for i := range 200_000 {
+		b[i] = byte(i*7 + i>>8)
+	}
+	return b
+}
+
+// check asks that doctor is silent, that nothing is left staged, and that every
+// acknowledged disk reads as it must.
+func (w *world) check(t *testing.T) {
+	t.Helper()
+	err := w.with(func(ctx context.Context, e *engine.Engine) error {
+		var report api.Report
+		if d, ok := any(e).(interface {
+			Doctor(context.Context, api.Doctor) (api.Report, error)
+		}); ok {
+			var err error
+			if report, err = d.Doctor(ctx, api.Doctor{}); err != nil {
+				return err
+			}
+		}
+		for _, p := range report.Problems {
+			t.Errorf("doctor: %s %s: %s", p.Invariant, p.Object, p.Detail)
+		}
+		for ref, want := range w.acked {
+			var got bytes.Buffer
+			if err := e.DiskExport(ctx, ref, api.DiskExport{Format: "raw"}, engine.Sink{Stream: &got}, nil); err != nil {
+				return err
+			}
+			if !bytes.Equal(got.Bytes(), want) {
+				t.Errorf("%s reads as other bytes than were acknowledged", ref)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	staged, _ := filepath.Glob(filepath.Join(w.pool, ".tarn-tmp", "*"))
+	staged = slices.DeleteFunc(staged, func(p string) bool { return strings.HasPrefix(filepath.Base(p), "ballast") })
+	if len(staged) > 0 {
+		t.Errorf("left staged: %v", staged)
+	}
+}
+
+// crashes is every operation that must survive a crash at any point.
+var crashes = []struct {
+	name    string
+	effects int
+	setup   func(w *world) []func(context.Context, *engine.Engine) error
+	run     func(w *world, ctx context.Context, e *engine.Engine) error
+}{
+	{"pool create", 6, func(w *world) []func(context.Context, *engine.Engine) error { return nil },
+		func(w *world, ctx context.Context, e *engine.Engine) error { return w.createPool(ctx, e) }},
+	{"image import", 10, func(w *world) []func(context.Context, *engine.Engine) error {
+		return []func(context.Context, *engine.Engine) error{w.createPool}
+	}, func(w *world, ctx context.Context, e *engine.Engine) error { return w.importImage(ctx, e, "debian") }},
+	{"image import again", 10, (*world).withImage,
+		func(w *world, ctx context.Context, e *engine.Engine) error { return w.importImage(ctx, e, "twin") }},
+	{"instance create", 20, (*world).withImage, (*world).createInstance},
+	{"disk create", 8, (*world).withInstance, func(w *world, ctx context.Context, e *engine.Engine) error {
+		return w.createDisk(ctx, e, api.DiskSpec{Role: "ephemeral", Size: 8 << 20, FS: "ext4"})
+	}},
+	{"disk resize", 5, (*world).withInstance, func(w *world, ctx context.Context, e *engine.Engine) error {
+		out, err := e.DiskResize(ctx, api.Options{}, "web1/swap", api.DiskResize{By: 1 << 20})
+		return finished(ctx, e, out, err)
+	}},
+	{"disk resize qcow2", 5, (*world).withInstance, func(w *world, ctx context.Context, e *engine.Engine) error {
+		out, err := e.DiskResize(ctx, api.Options{}, "web1/data0", api.DiskResize{Size: 5 << 20})
+		return finished(ctx, e, out, err)
+	}},
+	{"disk delete", 4, (*world).withInstance, func(w *world, ctx context.Context, e *engine.Engine) error {
+		out, err := e.DiskDelete(ctx, api.Options{}, "web1/data0")
+		return finished(ctx, e, out, err)
+	}},
+	{"instance attach", 4, (*world).withInstance, func(w *world, ctx context.Context, e *engine.Engine) error {
+		_, err := e.InstanceAttach(ctx, "web1", api.Attach{As: "qemu"})
+		return err
+	}},
+	{"instance rename", 4, (*world).withInstance, func(w *world, ctx context.Context, e *engine.Engine) error {
+		out, err := e.InstanceRename(ctx, api.Options{}, "web1", "web2")
+		return finished(ctx, e, out, err)
+	}},
+	{"instance delete", 10, (*world).withInstance, func(w *world, ctx context.Context, e *engine.Engine) error {
+		out, err := e.InstanceDelete(ctx, api.Options{}, "web1")
+		return finished(ctx, e, out, err)
+	}},
+	{"image delete", 4, (*world).withImage, func(w *world, ctx context.Context, e *engine.Engine) error {
+		out, err := e.ImageDelete(ctx, api.Options{}, "debian")
+		return finished(ctx, e, out, err)
+	}},
+	{"cache prune", 4, (*world).withOrphanBase, func(w *world, ctx context.Context, e *engine.Engine) error {
+		out, err := e.CachePrune(ctx, api.Options{}, api.CachePrune{})
+		return finished(ctx, e, out, err)
+	}},
+	{"pool import", 1, (*world).withLostDatabase, func(w *world, ctx context.Context, e *engine.Engine) error {
+		out, err := e.PoolImport(ctx, api.Options{}, api.PoolImport{Driver: "dir", Path: w.pool})
+		return finished(ctx, e, out, err)
+	}},
+	{"pool delete", 4, (*world).withPool, func(w *world, ctx context.Context, e *engine.Engine) error {
+		out, err := e.PoolDelete(ctx, api.Options{}, "main", false)
+		return finished(ctx, e, out, err)
+	}},
+}
+
+type steps = []func(context.Context, *engine.Engine) error
+
+func (w *world) withPool() steps { return steps{w.createPool} }
+
+func (w *world) withImage() steps {
+	return append(w.withPool(), func(ctx context.Context, e *engine.Engine) error { return w.importImage(ctx, e, "debian") })
+}
+
+func (w *world) withInstance() steps {
+	return append(w.withImage(), w.createInstance, func(context.Context, *engine.Engine) error {
+		return nil
+	})
+}
+
+// withOrphanBase leaves a base that nothing refers to: its image went while a
+// disk still read from it, and then the disk went.
+func (w *world) withOrphanBase() steps {
+	return append(w.withInstance(), func(ctx context.Context, e *engine.Engine) error {
+		out, err := e.DiskCreate(ctx, api.Options{}, api.DiskCreate{Instance: "web1", Disk: api.DiskSpec{Role: "cdrom", Image: "debian", Format: "qcow2"}})
+		if err := finished(ctx, e, out, err); err != nil {
+			return err
+		}
+		out, err = e.ImageDelete(ctx, api.Options{}, "debian")
+		if err := finished(ctx, e, out, err); err != nil {
+			return err
+		}
+		out, err = e.InstanceDelete(ctx, api.Options{}, "web1")
+		return finished(ctx, e, out, err)
+	})
+}
+
+// withLostDatabase keeps the pool and loses every record.
+func (w *world) withLostDatabase() steps {
+	return append(w.withInstance(), func(ctx context.Context, e *engine.Engine) error {
+		out, err := e.PoolDelete(ctx, api.Options{}, "main", true)
+		return finished(ctx, e, out, err)
+	})
+}
+
+// TestCrash crashes each operation before and after every effect, and its
+// recovery as well, and asks each time that the world is whole afterwards.
+func TestCrash(t *testing.T) {
+	for _, c := range crashes {
+		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
+			faultstest.Exhaust(t, faultstest.Options{MinEffects: c.effects, RecoveryPoints: 2},
+				func(t *testing.T) *world {
+					w := newWorld(t)
+					w.more(c.setup(w)...)
+					if strings.Contains(c.name, "disk") || c.name == "instance attach" {
+						w.acked["web1/root"] = append(imageBytes(), make([]byte, rootSize-1<<20)...)
+					}
+					return w
+				},
+				func(w *world) error {
+					return w.with(func(ctx context.Context, e *engine.Engine) error { return c.run(w, ctx, e) })
+				},
+				func(w *world) error {
+					return w.with(func(context.Context, *engine.Engine) error { return nil })
+				},
+				func(t *testing.T, w *world) {
+					if c.name == "instance attach" {
+						w.release()
+					}
+					w.check(t)
+				})
+		})
+	}
+}
+
+// release detaches what a crashed attach may have attached, so that its bytes
+// can be read.
+func (w *world) release() {
+	w.more(func(ctx context.Context, e *engine.Engine) error { return e.InstanceDetach(ctx, "web1", api.Detach{}) })
+}
