@@ -148,7 +148,7 @@ func (a *app) instanceAttach() *cobra.Command {
 	return at.add(a.command(verb{
 		use: "attach INSTANCE --as libvirt|qemu", short: "Take the leases of all disks and print how to open them", args: []string{"INSTANCE"}, complete: []names{instanceNames},
 		long:    attachHelp,
-		example: "tarn instance attach web1 --as libvirt\nqemu-system-x86_64 -m 2G $(tarn instance attach web1 --as qemu)",
+		example: "tarn instance attach web1 --as libvirt\neval \"qemu-system-x86_64 -m 2G $(tarn instance attach web1 --as qemu)\"",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
 			var out api.Attachment
 			var err error
