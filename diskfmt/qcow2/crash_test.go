@@ -3,17 +3,20 @@ package qcow2_test
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/diskfmt/qcow2"
 	"github.com/tarn-storage/tarn/diskfmt/qcow2/inspect"
+	"github.com/tarn-storage/tarn/errs"
 )
 
 // event is one effect on the container.
@@ -312,4 +315,86 @@ func (f *failing) Sync() error {
 		return fmt.Errorf("input/output error")
 	}
 	return nil
+}
+
+// nthFails is a container without space for its n-th growth or write, once.
+type nthFails struct {
+	memFile
+	left int
+}
+
+func (f *nthFails) effect() error {
+	if f.left--; f.left == -1 {
+		return syscall.ENOSPC
+	}
+	return nil
+}
+
+func (f *nthFails) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.effect(); err != nil {
+		return 0, err
+	}
+	return f.memFile.WriteAt(p, off)
+}
+
+func (f *nthFails) Truncate(n int64) error {
+	if err := f.effect(); err != nil {
+		return err
+	}
+	return f.memFile.Truncate(n)
+}
+
+// Each write in turn finds no space: the caller is told so once, goes on, and
+// at the end the image is consistent whatever could still be written.
+func TestEveryWriteMayFindNoSpace(t *testing.T) {
+	for _, s := range []shape{
+		{name: "4k", size: 256 << 10, cluster: 4096},
+		{name: "512", size: 320 << 10, cluster: 512},
+		{name: "overlay", size: 256 << 10, cluster: 4096, backing: 300<<10 + 512},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			const seed = 77
+			file, fresh, backing := s.make(t, t.TempDir(), seed)
+			img, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := 0
+			for ; ; n++ {
+				f := &nthFails{memFile{bytes.Clone(img)}, n}
+				w, err := qcow2.OpenWriter(f, s.record(), backingReader(t, backing))
+				if err != nil {
+					t.Fatal(err)
+				}
+				rng := rand.New(rand.NewPCG(seed, 10))
+				model := bytes.Clone(fresh)
+				var failed error
+				for range 40 {
+					size := w.Size()
+					model, _, err = step(rng, w, s, model[:size], s.size*2)
+					if model = model[:w.Size()]; err != nil && failed == nil {
+						failed = err
+					}
+				}
+				if err := w.Close(); err != nil && failed == nil {
+					failed = err
+				}
+				if f.left >= 0 && failed != nil {
+					t.Fatalf("nothing failed, but: %v", failed)
+				}
+				if f.left < 0 && !errors.Is(failed, errs.NoSpace) {
+					t.Fatalf("write %d of the run failed, the caller saw %v; want %v", n, failed, errs.NoSpace)
+				}
+				if _, err := inspect.Inspect(t.Context(), bytes.NewReader(alone(f.b)), int64(len(f.b)), inspect.Limits{}); err != nil {
+					t.Fatalf("write %d found no space (%v): %v", n, failed, err)
+				}
+				if f.left >= 0 {
+					break
+				}
+			}
+			if n < 40 {
+				t.Errorf("only %d writes in the run, want 40 or more", n)
+			}
+		})
+	}
 }
