@@ -52,7 +52,7 @@ func (p *pool) SetAside(ctx context.Context, r driver.Ref) error {
 	if err != nil {
 		return failed(op, subject(r), err)
 	}
-	suffixes := []string{sidecarSuffix, ""}
+	suffixes := []string{"", sidecarSuffix} // as Delete: no volume without its sidecar
 	if r.Name == "" {
 		suffixes = []string{sidecarSuffix, partSuffix, ""}
 	}
