@@ -64,7 +64,7 @@ func Run(t *testing.T, h Harness) {
 		{"Device", testDevice}, {"Extents", testExtents}, {"Locks", testLocks}, {"Resize", testResize},
 		{"Clone", testClone}, {"Delete", testDelete}, {"List", testList}, {"Sidecars", testSidecars},
 		{"Names", testNames}, {"Sizes", testSizes}, {"Stat", testStat}, {"Physical", testPhysical},
-		{"Cancelled", testCancelled}, {"Concurrent", testConcurrent}, {"Full", testFull},
+		{"Cancelled", testCancelled}, {"Concurrent", testConcurrent}, {"Full", testFull}, {"Leftovers", testLeftovers}, {"Protector", testProtector},
 		{"PowerLoss", testPowerLoss}, {"Crashes", testCrashes}, {"Failures", testFailures},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, h) })

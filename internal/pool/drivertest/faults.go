@@ -94,6 +94,12 @@ func calls() []call {
 			}
 			return nil
 		}},
+		{name: "SetAside", setup: published, run: func(p *pool, ctx context.Context) error {
+			if l, ok := p.Driver.(driver.Leftovers); ok {
+				return l.SetAside(ctx, ref)
+			}
+			return nil
+		}},
 		{name: "PutSidecar", atomic: true, setup: published, run: func(p *pool, ctx context.Context) error {
 			return p.PutSidecar(ctx, "v", []byte("another sidecar"))
 		}},
