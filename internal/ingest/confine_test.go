@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -326,5 +328,69 @@ func TestEveryRunIsConfined(t *testing.T) {
 		if os.Getuid() == 0 && !r.Namespaces {
 			t.Fatalf("run %d: root's worker has no namespaces of its own: %+v", i, r)
 		}
+	}
+}
+
+// checkThreads demands that every thread of a process is filtered and can gain
+// no privilege.
+func checkThreads(t *testing.T, pid int) {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/task", pid)
+	tasks, err := os.ReadDir(dir)
+	if err != nil || len(tasks) < 2 {
+		t.Fatalf("%d threads, %v: the test shows nothing", len(tasks), err)
+	}
+	for _, task := range tasks {
+		status, err := os.ReadFile(filepath.Join(dir, task.Name(), "status"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range []string{"Seccomp:\t2\n", "NoNewPrivs:\t1\n"} {
+			if !strings.Contains(string(status), line) {
+				t.Errorf("thread %s lacks %q:\n%s", task.Name(), line, status)
+			}
+		}
+	}
+}
+
+func TestEveryThreadIsFiltered(t *testing.T) {
+	s, err := Open(t.Context(), Config{}, Source{File: writeFile(t, mixed(1, 8*mib))}, Claim{Format: "raw"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	checkThreads(t, s.proc.Pid())
+}
+
+// TestShippedBinary builds the daemon and looks at its worker.
+func TestShippedBinary(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "tarnd")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "github.com/tarn-storage/tarn/cmd/tarnd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
+	cmd := exec.CommandContext(t.Context(), bin, "worker")
+	cmd.ExtraFiles = []*os.File{writeFile(t, mixed(1, mib)), theirs}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	buf := make([]byte, maxMessage)
+	n, err := descriptor(fds[0]).Read(buf)
+	var r reply
+	if err != nil || json.Unmarshal(buf[:n], &r) != nil || r.Layers == nil || !r.Layers.Seccomp {
+		t.Errorf("the worker says %q, %v", buf[:max(n, 0)], err)
+	} else {
+		checkThreads(t, cmd.Process.Pid)
+	}
+	ours.Close() // the end of the daemon is the end of its worker
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the worker ended with %v", err)
 	}
 }

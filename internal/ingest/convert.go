@@ -63,7 +63,7 @@ type converted struct {
 }
 
 func newConversion(threads int, out io.WriterAt, count *counter) *conversion {
-	buffers := 2*threads + 2
+	buffers := threads + 4
 	c := &conversion{
 		out: out, count: count,
 		free:  make(chan []byte, buffers),

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/blkio"
 )
 
 // The worker's descriptors.
@@ -104,7 +105,7 @@ func refuse(class, format string, args ...any) *errs.Error {
 // failureOf packs an error. Texts that quote an image may hold anything; they
 // are cut here and cleaned on the other side.
 func failureOf(err error) *failure {
-	f := &failure{Kind: errs.KindOf(err), Message: err.Error()}
+	f := &failure{Kind: errs.KindOf(blkio.Error("", "", err)), Message: err.Error()}
 	var e *errs.Error
 	if errors.As(err, &e) {
 		f.Class, f.Message, f.Hint = e.Class, e.Message, e.Hint

@@ -137,7 +137,7 @@ func hostile(t *testing.T, canary string) map[string]struct {
 		"two L1 entries for one table": {put(small, smallL1+8, small[smallL1:smallL1+8]...), refusal{errs.Unsafe, ClassOverlap, "same cluster"}},
 		"empty":                        {nil, refusal{errs.Unsafe, ClassEmpty, "no bytes"}},
 		"raw":                          {mixed(1, mib), refusal{errs.Unsafe, ClassMismatch, "magic"}},
-		"gzip":                         {put(mixed(1, mib), 0, 0x1f, 0x8b), refusal{errs.Unsafe, ClassMismatch, "gzip"}},
+		"gzip":                         {put(mixed(1, mib), 0, 0x1f, 0x8b, 8), refusal{errs.Unsafe, ClassMismatch, "gzip"}},
 		"version 1":                    {put(plain, 4, 0, 0, 0, 1), refusal{errs.Unsafe, ClassMismatch, "qcow version 1"}},
 		"version 4":                    {put(plain, 4, 0, 0, 0, 4), refusal{errs.Unsafe, ClassVersion, "version 4"}},
 		"dirty":                        {put(plain, 79, 1), refusal{errs.Unsafe, ClassDirty, "dirty"}},

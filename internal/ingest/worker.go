@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -17,6 +18,9 @@ import (
 	"github.com/tarn-storage/tarn/internal/sniff"
 )
 
+// maxThreads bounds the converting goroutines, and with them the buffers.
+const maxThreads = 16
+
 // progressEvery is the shortest time between two progress messages.
 const progressEvery = 100 * time.Millisecond
 
@@ -24,6 +28,7 @@ const progressEvery = 100 * time.Millisecond
 // started with the single argument "worker". It confines itself, says so, and
 // serves one image. It never returns.
 func WorkerMain() {
+	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), maxThreads))
 	layers, err := confine()
 	if err != nil {
 		err = errs.New(errs.Unavailable, "", "", "%w", err)
@@ -46,6 +51,7 @@ func serve() error {
 		return errors.New("the first request is not a claim")
 	}
 	im := &intake{judge: *q.Judge, src: sourceFD}
+	im.Threads = max(1, min(im.Threads, maxThreads))
 	ctx := context.Background() // the worker's life is its request's
 	var header Header
 	err = im.watched(func() (err error) {

@@ -34,7 +34,7 @@ const (
 
 // Guess is one thing that the bytes look like.
 type Guess struct {
-	Name   string         // for people: "qcow2", "VMDK (monolithicSparse or streamOptimized)"
+	Name   string // for people: "qcow2", "VMDK (monolithicSparse or streamOptimized)"
 	Kind   Kind
 	Format diskfmt.Format // the format to claim instead, "" where tarn has none
 }
@@ -60,7 +60,7 @@ var signatures = []signature{
 	{0, "Bochs Virtual HD Image", Guess{Name: "Bochs", Kind: DiskImage}},
 	{0, "#!/bin/sh\n#V2.0", Guess{Name: "cloop", Kind: DiskImage}},
 	{0, "LUKS\xba\xbe", Guess{Name: "LUKS", Kind: Encrypted}},
-	{0, "\x1f\x8b", Guess{Name: "gzip", Kind: Compressed}},
+	{0, "\x1f\x8b\x08", Guess{Name: "gzip", Kind: Compressed}},
 	{0, "\xfd7zXZ\x00", Guess{Name: "xz", Kind: Compressed}},
 	{0, "\x28\xb5\x2f\xfd", Guess{Name: "zstd", Kind: Compressed}},
 	{0, "BZh", Guess{Name: "bzip2", Kind: Compressed}},
