@@ -57,6 +57,9 @@ type Config struct {
 	// long a worker may stand still, Total how long a conversion may take.
 	// Zeroes mean 10 seconds, 60 seconds and 24 hours.
 	Verdict, Idle, Total time.Duration
+	// Spool makes an empty, nameless file for Inspect to keep a stream in whose
+	// tables may come last; nil refuses such streams.
+	Spool func() (*os.File, error)
 }
 
 // nobody is whom root's workers run as.
@@ -117,11 +120,18 @@ func dryRun(ctx context.Context, cfg Config, src Source, claim Claim, v *api.Ver
 	defer s.Close()
 	h := s.Header()
 	v.VirtualSize, v.Features = h.VirtualSize, h.Features
-	if h.MaxSpool != 0 {
+	if h.MaxSpool != 0 && cfg.Spool == nil {
 		return errs.New(errs.Unsupported, "image.inspect", src.Name, "a stream of %s cannot be judged without space to keep it", h.Format).
 			WithHint("inspect a file")
 	}
-	r, err := s.Convert(ctx, nil, nil, nil)
+	var kept *os.File
+	r, err := s.Convert(ctx, nil, func() (f *os.File, err error) {
+		kept, err = cfg.Spool()
+		return kept, err
+	}, nil)
+	if kept != nil {
+		kept.Close()
+	}
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package ingest
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -286,4 +287,27 @@ func (w *writerAt) WriteAt(p []byte, off int64) (int, error) {
 		w.b = append(w.b, make([]byte, end-int64(len(w.b)))...)
 	}
 	return copy(w.b[off:], p), nil
+}
+
+func TestInspectQcow2(t *testing.T) {
+	disk := mixed(16, 5*mib)
+	file := qcow2Of(t, disk)
+	stream := func() Source { return Source{Stream: bytes.NewReader(file), Size: -1, Name: Stdin} }
+	spooling := Config{Spool: func() (*os.File, error) { return output(t, 0), nil }}
+	for name, row := range map[string]struct {
+		cfg Config
+		src Source
+	}{
+		"file":   {Config{}, Source{File: writeFile(t, file)}},
+		"stream": {spooling, stream()},
+	} {
+		v, err := Inspect(t.Context(), row.cfg, row.src, Claim{Format: "qcow2"})
+		if err != nil || v.Verdict != "accept" || v.Content != contentOf(disk) || v.SourceSHA256 != sha256Of(file) ||
+			v.VirtualSize != 5*mib || len(v.Features) == 0 {
+			t.Errorf("%s: got %+v, %v", name, v, err)
+		}
+	}
+	if _, err := Inspect(t.Context(), Config{}, stream(), Claim{Format: "qcow2"}); !errors.Is(err, errs.Unsupported) {
+		t.Errorf("a stream without a spool: got %v, want errs.Unsupported", err)
+	}
 }
