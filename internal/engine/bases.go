@@ -28,34 +28,6 @@ type ensureArgs struct {
 	Pool  disk.PoolID  `json:"pool"`
 }
 
-// missingBases returns, once each, the bases an order needs that are not ready
-// in their pools.
-func (e *Engine) missingBases(ctx context.Context, b buildOrder) ([]ensureArgs, error) {
-	return query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]ensureArgs, error) {
-		var out []ensureArgs
-		seen := map[ensureArgs]bool{}
-		for _, o := range b.Disks {
-			a := ensureArgs{o.Image, o.Pool}
-			if o.Image == "" || seen[a] {
-				continue
-			}
-			seen[a] = true
-			i, err := tx.Images.Get(ctx, o.Image)
-			if err != nil {
-				return nil, err
-			}
-			base, err := baseIn(ctx, tx, o.Pool, i.Content)
-			if err != nil && !errors.Is(err, errs.NotFound) {
-				return nil, err
-			}
-			if err != nil || base.State != disk.VolumeReady {
-				out = append(out, a)
-			}
-		}
-		return out, nil
-	})
-}
-
 // baseEnsure sees to it that an image's base is in a pool: step base.ensure/v1.
 // It makes no base itself: it joins the operation that does, or starts it, so
 // that however many disks wait for one base it is copied once.

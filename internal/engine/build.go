@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/tarn-storage/tarn/api"
@@ -160,6 +161,8 @@ func generator(s api.DiskSpec, index int) generate.Request {
 
 // built is one planned disk with the volume that will hold it.
 type built struct {
+	pool   disk.Pool
+	base   *disk.Volume
 	disk   disk.Disk
 	volume disk.Volume
 	plan   plan.VolumePlan
@@ -190,7 +193,7 @@ func (e *Engine) build(ctx context.Context, tx *store.Tx, i disk.Instance, o dis
 	if err != nil {
 		return b, err
 	}
-	req.Base = base
+	req.Base, b.base, b.pool = base, base, r
 	if b.plan, err = plan.Volume(req); err != nil {
 		return b, err
 	}
@@ -278,11 +281,8 @@ func (e *Engine) place(ctx context.Context, tx *store.Tx, b buildOrder, op journ
 		if err != nil {
 			return err
 		}
-		r, err := tx.Pools.Get(ctx, o.Pool)
-		if err != nil {
-			return err
-		}
-		if err := admit(ctx, tx, r.DomainID, space[r.DomainID], plan.Need{Commit: d.plan.Committed, Write: d.plan.Writing}); err != nil {
+		domain := d.pool.DomainID
+		if err := admit(ctx, tx, domain, space[domain], plan.Need{Commit: d.plan.Committed, Write: d.plan.Writing}); err != nil {
 			return errs.Wrap(err, "disk.create", b.Instance.Name+"/"+d.disk.Name)
 		}
 		if err := tx.Volumes.Insert(ctx, d.volume); err != nil {
@@ -292,8 +292,47 @@ func (e *Engine) place(ctx context.Context, tx *store.Tx, b buildOrder, op journ
 			return err
 		}
 		existing = append(existing, d.disk)
+		e.planned.put(d.volume.ID, making{diskRecords{pool: d.pool, volume: d.volume, disk: d.disk, instance: b.Instance}, d.base})
 	}
 	return nil
+}
+
+// making is what the making of one volume needs to know.
+type making struct {
+	diskRecords
+	base *disk.Volume
+}
+
+// plans keeps, from the deciding transaction until the volume is made, what
+// would otherwise be read again. It may be empty at any time. Its zero value is
+// ready.
+type plans struct {
+	mu sync.Mutex
+	of map[disk.VolumeID]making
+}
+
+func (p *plans) put(id disk.VolumeID, m making) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.of == nil {
+		p.of = map[disk.VolumeID]making{}
+	}
+	p.of[id] = m
+}
+
+// take returns what is kept for id and keeps it no longer.
+func (p *plans) take(id disk.VolumeID) (making, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m, ok := p.of[id]
+	delete(p.of, id)
+	return m, ok
+}
+
+func (p *plans) drop(b buildOrder) {
+	for _, o := range b.Disks {
+		p.take(o.Volume)
+	}
 }
 
 // disksOf returns an instance's disks in the order they were made.

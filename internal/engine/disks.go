@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"slices"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
@@ -78,51 +80,52 @@ func (e *Engine) DiskCreate(ctx context.Context, o api.Options, r api.DiskCreate
 	if out, err := e.seen(ctx, o, "disk.create", r); out != nil || err != nil {
 		return answer(out, err)
 	}
-	b, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (b buildOrder, err error) {
+	var b buildOrder
+	var sur survey
+	var name string
+	err := e.store.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
 		if b.Instance, err = findInstance(ctx, tx, r.Instance); err != nil {
-			return b, err
+			return err
 		}
-		b.Disks, err = e.orders(ctx, tx, []api.DiskSpec{r.Disk}, "")
-		return b, err
+		if b.Disks, err = e.orders(ctx, tx, []api.DiskSpec{r.Disk}, ""); err != nil {
+			return err
+		}
+		existing, err := disksOf(ctx, tx, b.Instance.ID)
+		if err != nil {
+			return err
+		}
+		if _, name, err = plan.NameDisk(disk.Role(r.Disk.Role), existing); err != nil {
+			return err
+		}
+		sur, err = surveyed(ctx, tx, b)
+		return err
 	})
-	if err != nil {
-		return api.Outcome{}, err
-	}
-	existing, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]disk.Disk, error) { return disksOf(ctx, tx, b.Instance.ID) })
-	if err != nil {
-		return api.Outcome{}, err
-	}
-	_, name, err := plan.NameDisk(disk.Role(r.Disk.Role), existing)
 	if err != nil {
 		return api.Outcome{}, err
 	}
 	d := newDraft("disk.create", journal.Subject{Type: "disk", ID: string(b.Disks[0].Disk), Name: b.Instance.Name + "/" + name})
 	d.request = r
-	return e.submitBuild(ctx, o, d, b)
+	return e.submitBuild(ctx, o, d, b, sur)
 }
 
 // submitBuild submits the making of disks. When every base they need is ready
 // in its pool the deciding transaction is the one that records the operation;
 // else bases are fetched first and the decision follows as a step.
-func (e *Engine) submitBuild(ctx context.Context, o api.Options, d draft, b buildOrder) (api.Outcome, error) {
-	space, domains, err := e.measurePools(ctx, b)
-	if err != nil {
-		return api.Outcome{}, err
-	}
-	missing, err := e.missingBases(ctx, b)
+func (e *Engine) submitBuild(ctx context.Context, o api.Options, d draft, b buildOrder, s survey) (api.Outcome, error) {
+	space, err := e.measureAll(ctx, s.domains)
 	if err != nil {
 		return api.Outcome{}, err
 	}
 	place := func(ctx context.Context, tx *store.Tx) error { return e.place(ctx, tx, b, d.id, space) }
 	d.resources = append(d.resources, "instance:"+string(b.Instance.ID))
-	for _, m := range missing {
+	for _, m := range s.missing {
 		d.steps = append(d.steps, journal.NewStep(stepBaseEnsure, m))
 		d.notes = append(d.notes, "copies the image's content into the pool first")
 	}
-	if len(missing) == 0 {
+	if len(s.missing) == 0 {
 		d.intent = place
 	} else {
-		d.steps = append(d.steps, journal.NewStep(stepDisksPlace, placeArgs{Order: b, Domains: domains}))
+		d.steps = append(d.steps, journal.NewStep(stepDisksPlace, placeArgs{Order: b, Domains: s.domains}))
 	}
 	for _, x := range b.Disks {
 		d.steps = append(d.steps, journal.NewStep(stepVolumeCreate, volumeArgs{x.Volume, b.added()}))
@@ -131,27 +134,46 @@ func (e *Engine) submitBuild(ctx context.Context, o api.Options, d draft, b buil
 	if len(d.steps) == 0 {
 		d.steps = append(d.steps, journal.NewStep(stepSidecars, sidecarArgs{}))
 	}
-	return e.submit(ctx, o, d)
+	out, err := e.submit(ctx, o, d)
+	if err != nil || o.DryRun {
+		e.planned.drop(b)
+	}
+	return out, err
 }
 
-// measurePools measures the domains of the pools that an order uses.
-func (e *Engine) measurePools(ctx context.Context, b buildOrder) (map[disk.DomainID]measured, []disk.DomainID, error) {
-	domains, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]disk.DomainID, error) {
-		var ids []disk.DomainID
-		for _, o := range b.Disks {
-			r, err := tx.Pools.Get(ctx, o.Pool)
-			if err != nil {
-				return nil, err
-			}
-			ids = append(ids, r.DomainID)
+// survey is what submitBuild has to know of the records: the domains an order
+// uses, and the bases it needs that are not ready in their pools, once each.
+type survey struct {
+	domains []disk.DomainID
+	missing []ensureArgs
+}
+
+func surveyed(ctx context.Context, tx *store.Tx, b buildOrder) (s survey, err error) {
+	for _, o := range b.Disks {
+		r, err := tx.Pools.Get(ctx, o.Pool)
+		if err != nil {
+			return s, err
 		}
-		return ids, nil
-	})
-	if err != nil {
-		return nil, nil, err
+		if !slices.Contains(s.domains, r.DomainID) {
+			s.domains = append(s.domains, r.DomainID)
+		}
+		a := ensureArgs{o.Image, o.Pool}
+		if o.Image == "" || slices.Contains(s.missing, a) {
+			continue
+		}
+		i, err := tx.Images.Get(ctx, o.Image)
+		if err != nil {
+			return s, err
+		}
+		base, err := baseIn(ctx, tx, o.Pool, i.Content)
+		if err != nil && !errors.Is(err, errs.NotFound) {
+			return s, err
+		}
+		if err != nil || base.State != disk.VolumeReady {
+			s.missing = append(s.missing, a)
+		}
 	}
-	space, err := e.measureAll(ctx, domains)
-	return space, domains, err
+	return s, nil
 }
 
 func (e *Engine) measureAll(ctx context.Context, domains []disk.DomainID) (map[disk.DomainID]measured, error) {

@@ -59,6 +59,7 @@ type Engine struct {
 	space   gauges
 	imports sessions
 	configs spools
+	planned plans
 
 	background sync.WaitGroup
 	stop       context.CancelFunc

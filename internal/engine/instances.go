@@ -76,22 +76,27 @@ func (e *Engine) InstanceCreate(ctx context.Context, o api.Options, r api.Instan
 	b := buildOrder{New: true, Instance: disk.Instance{ID: disk.InstanceID(or(r.ID, newID())), Name: r.Name, CreatedAt: now, UpdatedAt: now}}
 	d := newDraft("instance.create", instanceSubject(b.Instance))
 	d.request = request
-	var err error
-	b.Disks, err = query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]diskOrder, error) {
+	var sur survey
+	err := e.store.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
 		if _, err := tx.Instances.One(ctx, store.Eq("name", r.Name)); err == nil {
-			return nil, errs.New(errs.Exists, "instance.create", r.Name, "there is already an instance %q", r.Name)
+			return errs.New(errs.Exists, "instance.create", r.Name, "there is already an instance %q", r.Name)
 		}
-		return e.orders(ctx, tx, r.Disks, r.Pool)
+		if b.Disks, err = e.orders(ctx, tx, r.Disks, r.Pool); err != nil {
+			return err
+		}
+		if r.ConfigDrive != nil {
+			if err := e.orderConfig(ctx, tx, &d, &b, r); err != nil {
+				return err
+			}
+		}
+		sur, err = surveyed(ctx, tx, b)
+		return err
 	})
 	if err != nil {
+		e.configs.drop(d.id)
 		return api.Outcome{}, err
 	}
-	if r.ConfigDrive != nil {
-		if err := e.orderConfig(ctx, &d, &b, r); err != nil {
-			return api.Outcome{}, err
-		}
-	}
-	return e.submitBuild(ctx, o, d, b)
+	return e.submitBuild(ctx, o, d, b, sur)
 }
 
 // recorded is the request as the journal keeps it: a config drive's files may
@@ -123,12 +128,12 @@ func (e *Engine) orders(ctx context.Context, tx *store.Tx, specs []api.DiskSpec,
 }
 
 // orderConfig adds the config drive of a request to what is built.
-func (e *Engine) orderConfig(ctx context.Context, d *draft, b *buildOrder, r api.InstanceCreate) error {
+func (e *Engine) orderConfig(ctx context.Context, tx *store.Tx, d *draft, b *buildOrder, r api.InstanceCreate) error {
 	req, spec, data, err := configOrder(r.ConfigDrive, b.Instance)
 	if err != nil {
 		return err
 	}
-	o, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (diskOrder, error) { return e.order(ctx, tx, spec, r.Pool) })
+	o, err := e.order(ctx, tx, spec, r.Pool)
 	if err != nil {
 		return err
 	}

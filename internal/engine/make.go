@@ -63,7 +63,7 @@ func (e *Engine) volumeCreate() journal.Handler[*store.Tx] {
 			if err := c.Args(&a); err != nil {
 				return err
 			}
-			r, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (diskRecords, error) { return recordsOf(ctx, tx, a.Volume) })
+			r, err := e.toMake(ctx, a.Volume)
 			if err != nil {
 				return err
 			}
@@ -97,9 +97,24 @@ func (e *Engine) volumeCreate() journal.Handler[*store.Tx] {
 	}
 }
 
+// toMake returns what the making of volume id needs to know.
+func (e *Engine) toMake(ctx context.Context, id disk.VolumeID) (making, error) {
+	if m, ok := e.planned.take(id); ok {
+		return m, nil
+	}
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (m making, err error) {
+		if m.diskRecords, err = recordsOf(ctx, tx, id); err != nil || m.volume.Backing == nil {
+			return m, err
+		}
+		base, err := tx.Volumes.Get(ctx, m.volume.Backing.VolumeID)
+		m.base = &base
+		return m, err
+	})
+}
+
 // makeVolume performs the making that the records of r plan, and returns the
 // volume as it is then.
-func (e *Engine) makeVolume(ctx context.Context, c *journal.Call, r diskRecords) (disk.Volume, error) {
+func (e *Engine) makeVolume(ctx context.Context, c *journal.Call, r making) (disk.Volume, error) {
 	if r.disk.Source.Kind == "image" {
 		return e.CreateFromImage(ctx, c, r)
 	}
@@ -114,32 +129,26 @@ func (e *Engine) makeVolume(ctx context.Context, c *journal.Call, r diskRecords)
 // the base, an overlay over it or a copy, as the recorded format and the pool's
 // capabilities say. Its cost does not depend on the image's size, but for a
 // copy. It is one of the two ways to make a disk.
-func (e *Engine) CreateFromImage(ctx context.Context, c *journal.Call, r diskRecords) (disk.Volume, error) {
+func (e *Engine) CreateFromImage(ctx context.Context, c *journal.Call, r making) (disk.Volume, error) {
 	p, err := e.pool(r.pool)
 	if err != nil {
 		return r.volume, err
 	}
-	base, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Volume, error) {
-		return tx.Volumes.Get(ctx, r.volume.Backing.VolumeID)
-	})
-	if err != nil {
-		return r.volume, err
-	}
 	made, err := plan.Volume(plan.VolumeRequest{Caps: p.Caps, Want: disk.FormatPolicy(r.volume.Format), Size: r.volume.RequestedSize,
-		Base: &base, Prealloc: r.disk.Prealloc == "full"})
+		Base: r.base, Prealloc: r.disk.Prealloc == "full"})
 	if err != nil {
 		return r.volume, err
 	}
 	if made.Method != plan.Overlay {
 		r.volume.Backing = nil // the reference guarded the base while it is read
 	}
-	return p.Create(ctx, e.finished(r), pool.Making{Method: made.Method, Base: &base, Prealloc: r.disk.Prealloc == "full",
+	return p.Create(ctx, e.finished(r.diskRecords), pool.Making{Method: made.Method, Base: r.base, Prealloc: r.disk.Prealloc == "full",
 		Progress: func(done, total int64) { c.Progress(done, total, "bytes") }})
 }
 
 // CreateFromFunc makes a disk whose first content a generator writes. It is
 // the other way to make a disk.
-func (e *Engine) CreateFromFunc(ctx context.Context, c *journal.Call, r diskRecords, g generate.Request) (disk.Volume, error) {
+func (e *Engine) CreateFromFunc(ctx context.Context, c *journal.Call, r making, g generate.Request) (disk.Volume, error) {
 	p, err := e.pool(r.pool)
 	if err != nil {
 		return r.volume, err
@@ -147,9 +156,9 @@ func (e *Engine) CreateFromFunc(ctx context.Context, c *journal.Call, r diskReco
 	m := pool.Making{Method: plan.Blank, Prealloc: r.disk.Prealloc == "full"}
 	if g.Kind != generate.Blank {
 		m.Method = plan.Generate
-		m.Fill = func(ctx context.Context, dev driver.Device) error { return e.fill(ctx, c, p, r, g, dev) }
+		m.Fill = func(ctx context.Context, dev driver.Device) error { return e.fill(ctx, c, p, r.diskRecords, g, dev) }
 	}
-	v, err := p.Create(ctx, e.finished(r), m)
+	v, err := p.Create(ctx, e.finished(r.diskRecords), m)
 	if err == nil && g.Kind == generate.ConfigDrive {
 		err = p.Driver.Delete(ctx, driver.Ref{ID: spoolID(v.ID)})
 	}

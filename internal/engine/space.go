@@ -8,6 +8,7 @@ import (
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/plan"
+	"github.com/tarn-storage/tarn/internal/pool"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
 	"github.com/tarn-storage/tarn/internal/store"
 )
@@ -21,7 +22,8 @@ type gauge struct {
 	foreign  int64
 	at       time.Time
 	sampling bool
-	last     measured // what the last measurement of the domain said
+	via      disk.PoolID // an open pool of the domain
+	last     measured    // what the last measurement of the domain said
 }
 
 // gauges holds one gauge per domain. Its zero value is ready.
@@ -78,37 +80,49 @@ func (m measured) space(ctx context.Context, tx *store.Tx, id disk.DomainID) (pl
 // there is. The foreign share comes from the last sample; only the first
 // measurement of a domain waits for one.
 func (e *Engine) measure(ctx context.Context, id disk.DomainID) (measured, error) {
-	pools, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]disk.Pool, error) {
-		pools, _, err := tx.Pools.List(ctx, store.Query{Where: []store.Where{store.Eq("domain_id", id)}})
-		return pools, err
-	})
+	p, err := e.witness(ctx, id)
 	if err != nil {
 		return measured{}, err
 	}
-	for _, r := range pools {
-		p, ok := e.pools.get(r.ID)
-		if !ok {
-			continue
-		}
-		u, err := p.Stat(ctx)
-		if err != nil {
-			return measured{}, err
-		}
-		m := measured{capacity: u.Capacity, free: u.Free}
-		m.foreign, m.foreignAt, err = e.foreign(ctx, id, pools, u)
-		e.space.keep(id, m)
-		return m, err
+	u, err := p.Stat(ctx)
+	if err != nil {
+		return measured{}, err
+	}
+	m := measured{capacity: u.Capacity, free: u.Free}
+	m.foreign, m.foreignAt, err = e.foreign(ctx, id, u)
+	e.space.keep(id, m)
+	return m, err
+}
+
+// witness returns an open pool of domain id: the one that was asked last time
+// while it stays open.
+func (e *Engine) witness(ctx context.Context, id disk.DomainID) (*pool.Pool, error) {
+	e.space.mu.Lock()
+	via := e.space.get(id).via
+	e.space.mu.Unlock()
+	if p, ok := e.pools.get(via); ok {
+		return p, nil
+	}
+	pools, err := e.domainPools(ctx, id)
+	if err != nil {
+		return nil, err
 	}
 	name := string(id)
-	if len(pools) > 0 {
-		name = pools[0].Name
+	for _, r := range pools {
+		if p, ok := e.pools.get(r.ID); ok {
+			e.space.mu.Lock()
+			e.space.get(id).via = r.ID
+			e.space.mu.Unlock()
+			return p, nil
+		}
+		name = r.Name
 	}
-	return measured{}, errs.New(errs.Unavailable, "pool", name, "pool %s is not active", name).WithHint("tarn pool start %s", name)
+	return nil, errs.New(errs.Unavailable, "pool", name, "pool %s is not active", name).WithHint("tarn pool start %s", name)
 }
 
 // foreign returns the sample of what others use, refreshing it behind the
 // caller's back when it is old.
-func (e *Engine) foreign(ctx context.Context, id disk.DomainID, pools []disk.Pool, u driver.Usage) (int64, time.Time, error) {
+func (e *Engine) foreign(ctx context.Context, id disk.DomainID, u driver.Usage) (int64, time.Time, error) {
 	e.space.mu.Lock()
 	g := e.space.get(id)
 	first, old := g.at.IsZero(), e.now().Sub(g.at) > foreignAge
@@ -120,10 +134,10 @@ func (e *Engine) foreign(ctx context.Context, id disk.DomainID, pools []disk.Poo
 	e.space.mu.Unlock()
 	switch {
 	case first:
-		return e.sampleForeign(ctx, id, pools, u)
+		return e.sampleForeign(ctx, id, u)
 	case sample:
 		e.background.Go(func() {
-			if _, _, err := e.sampleForeign(context.WithoutCancel(ctx), id, pools, u); err != nil {
+			if _, _, err := e.sampleForeign(context.WithoutCancel(ctx), id, u); err != nil {
 				e.cfg.Log.Warn("the space others use could not be measured", "domain", id, "error", err)
 			}
 		})
@@ -132,29 +146,40 @@ func (e *Engine) foreign(ctx context.Context, id disk.DomainID, pools []disk.Poo
 }
 
 // sampleForeign measures used space minus tarn's own physical bytes.
-func (e *Engine) sampleForeign(ctx context.Context, id disk.DomainID, pools []disk.Pool, u driver.Usage) (int64, time.Time, error) {
-	var own int64
-	var failed error
-	for _, r := range pools {
-		if p, ok := e.pools.get(r.ID); ok {
-			if ph, ok := p.Driver.(driver.Physical); ok {
-				n, err := ph.Physical(ctx)
-				if err != nil {
-					failed = err
-				}
-				own += n
-			}
-		}
-	}
+func (e *Engine) sampleForeign(ctx context.Context, id disk.DomainID, u driver.Usage) (int64, time.Time, error) {
+	own, err := e.physical(ctx, id)
 	e.space.mu.Lock()
 	defer e.space.mu.Unlock()
 	g := e.space.get(id)
 	g.sampling = false
-	if failed != nil {
-		return g.foreign, g.at, failed
+	if err != nil {
+		return g.foreign, g.at, err
 	}
 	g.foreign, g.at = max(0, u.Capacity-u.Free-own), e.now()
 	return g.foreign, g.at, nil
+}
+
+// physical adds up what the open pools of a domain occupy.
+func (e *Engine) physical(ctx context.Context, id disk.DomainID) (int64, error) {
+	pools, err := e.domainPools(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	var own int64
+	for _, r := range pools {
+		p, ok := e.pools.get(r.ID)
+		if !ok {
+			continue
+		}
+		if ph, ok := p.Driver.(driver.Physical); ok {
+			n, err := ph.Physical(ctx)
+			if err != nil {
+				return 0, err
+			}
+			own += n
+		}
+	}
+	return own, nil
 }
 
 // admit decides inside tx whether domain id can take on need, on measurements
