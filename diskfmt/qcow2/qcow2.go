@@ -65,15 +65,22 @@ func (r *Reader) Map(off int64) (diskfmt.Mapping, error) {
 	return m, corrupt("qcow2.map", err)
 }
 
-// corrupt turns a fault in the file into errs.Corrupt; io.EOF stays bare, as
-// io.ReaderAt demands.
+// corrupt turns a fault in the file into errs.Corrupt, and one of the call into
+// its own kind; io.EOF stays bare, as io.ReaderAt demands.
 func corrupt(op string, err error) error {
 	if err == nil || err == io.EOF {
 		return err
 	}
 	var f *layout.Fault
 	if errors.As(err, &f) {
-		return errs.New(errs.Corrupt, op, "", "%w", f)
+		kind := errs.Corrupt
+		switch f.Class {
+		case layout.ClassRange:
+			kind = errs.Invalid
+		case layout.ClassBelow:
+			kind = errs.Internal
+		}
+		return errs.New(kind, op, "", "%w", f)
 	}
 	return errs.Wrap(err, op, "")
 }

@@ -250,6 +250,19 @@ func TestSoundImageAndLeaksAreAccepted(t *testing.T) {
 	}
 }
 
+func TestOffsetsOutsideTheDiskAreInvalid(t *testing.T) {
+	img := sound(t, false)
+	s, _, err := inspect.Open(t.Context(), bytes.NewReader(img), int64(len(img)), inspect.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, off := range []int64{-1, diskSize, 1 << 62} {
+		if _, err := s.Extent(off); !errors.Is(err, errs.Invalid) {
+			t.Errorf("Extent(%d): got %v, want %v", off, err, errs.Invalid)
+		}
+	}
+}
+
 func TestLimitsAndCancellation(t *testing.T) {
 	img := sound(t, false)
 	in := bytes.NewReader(img)

@@ -69,6 +69,9 @@ func refuse(op string, err error) error {
 	}
 	var f *layout.Fault
 	if errors.As(err, &f) {
+		if f.Class == layout.ClassRange {
+			return errs.New(errs.Invalid, op, "", "%w", f)
+		}
 		return errs.New(errs.Unsafe, op, "", "%w", f).WithClass(f.Class)
 	}
 	return errs.Wrap(err, op, "")

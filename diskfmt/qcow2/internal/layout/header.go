@@ -66,7 +66,13 @@ const (
 	ClassDirty     = "DIRTY"
 )
 
-// Fault says what is wrong with the file, and of which class it is.
+// Classes of a wrong call, which say nothing about the file.
+const (
+	ClassRange = "range" // an offset outside the disk
+	ClassBelow = "below" // a read of what another layer holds
+)
+
+// Fault says what is wrong with the file or the call, and of which class it is.
 type Fault struct {
 	Class string
 	Msg   string

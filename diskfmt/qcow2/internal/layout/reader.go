@@ -7,7 +7,6 @@ import (
 	"sync"
 
 	"github.com/tarn-storage/tarn/diskfmt"
-	"github.com/tarn-storage/tarn/errs"
 )
 
 const (
@@ -367,11 +366,11 @@ func (r *Reader) decompress(dst []byte, run Run) error {
 }
 
 // ReadAt reads guest bytes as io.ReaderAt demands. A range that belongs to a
-// layer below is errs.Internal: this layer cannot say what it reads as.
+// layer below is a fault of ClassBelow: this layer cannot say what it reads as.
 func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
 	size := r.H.Size
 	if off < 0 {
-		return 0, errs.New(errs.Invalid, "qcow2.read", "", "negative offset %d", off)
+		return 0, Faultf(ClassRange, "negative offset %d", off)
 	}
 	if uint64(off) >= size {
 		return 0, io.EOF
@@ -392,7 +391,7 @@ func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
 		case diskfmt.Zero:
 			clear(dst)
 		default:
-			return n, errs.New(errs.Internal, "qcow2.read", "", "the %d bytes at guest offset 0x%x belong to the layer below", run.Length, pos)
+			return n, Faultf(ClassBelow, "the %d bytes at guest offset 0x%x belong to the layer below", run.Length, pos)
 		}
 		pos += run.Length
 		n += int(run.Length)
@@ -414,7 +413,7 @@ func (r *Reader) Map(off int64) (diskfmt.Mapping, error) { return r.mapping(off,
 
 func (r *Reader) mapping(off int64, byHost bool) (diskfmt.Mapping, error) {
 	if off < 0 || uint64(off) >= r.H.Size {
-		return diskfmt.Mapping{}, errs.New(errs.Invalid, "qcow2.map", "", "offset %d is outside the disk of %d bytes", off, r.H.Size)
+		return diskfmt.Mapping{}, Faultf(ClassRange, "offset %d is outside the disk of %d bytes", off, r.H.Size)
 	}
 	run, err := r.Scan(uint64(off), r.H.Size, byHost)
 	if err != nil {
