@@ -390,10 +390,10 @@ func TestDocsReference(t *testing.T) {
 }
 
 // spec matches the lines of a grammar in a command's text.
-var spec = regexp.MustCompile(`(?m)^SPEC = .*\n(?:  .*\n)*`)
+var spec = regexp.MustCompile(`(?m)\n?^SPEC = (.*\n(?:  .*\n)*)`)
 
 func writeCommand(b *strings.Builder, c *cobra.Command) {
-	fmt.Fprintf(b, "\n%s\n", spec.ReplaceAllString(strings.ReplaceAll(c.Long, "<", "&lt;"), "\n```text\n$0```\n\n"))
+	fmt.Fprintf(b, "\n%s\n", spec.ReplaceAllString(strings.ReplaceAll(c.Long, "<", "&lt;"), "\n```text\nSPEC = $1```\n\n"))
 	if c.HasSubCommands() {
 		return
 	}
