@@ -215,6 +215,7 @@ func noVerb(cmd *cobra.Command, args []string) error {
 		return nil
 	}
 	e := usage("%s has no command %q", cmd.CommandPath(), args[0])
+	cmd.SuggestionsMinimumDistance = 2 // typing errors
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		return e.WithHint("did you mean %s?", strings.Join(near, " or "))
 	}

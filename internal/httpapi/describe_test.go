@@ -1,11 +1,15 @@
 package httpapi
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -181,5 +185,54 @@ func TestErrorsHaveOneShape(t *testing.T) {
 		if got := w.Header().Get("Content-Type"); got != "application/json" {
 			t.Errorf("%s: the content type is %q", name, got)
 		}
+	}
+}
+
+// TestPanicIsOneError calls an engine that is not there: the caller gets an
+// error of the one shape and the server lives on.
+func TestPanicIsOneError(t *testing.T) {
+	h := idle(t).Handler()
+	for range 2 {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/pools", nil))
+		if w.Code != http.StatusInternalServerError || !strings.Contains(w.Body.String(), `"kind":"internal"`) || strings.Contains(w.Body.String(), "goroutine") {
+			t.Errorf("got %d %s, want 500 without a stack", w.Code, w.Body)
+		}
+	}
+}
+
+// TestHeadersAreBounded sends more than any client needs.
+func TestHeadersAreBounded(t *testing.T) {
+	s := idle(t)
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(l) }()
+	defer func() {
+		s.Shutdown(t.Context())
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}()
+	c, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	go func() { // the server stops reading at its bound
+		_, _ = io.WriteString(c, "GET /v1/version HTTP/1.1\r\nHost: t\r\nX: "+strings.Repeat("x", 4*maxHeader)+"\r\n\r\n")
+	}()
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("got %s, want 431", resp.Status)
+	}
+	if s.http.ReadHeaderTimeout == 0 || s.http.IdleTimeout == 0 {
+		t.Error("a client may take for ever to send its headers, or stay for ever without a request")
 	}
 }
