@@ -23,7 +23,7 @@ type counter struct{ done, total, walked atomic.Int64 }
 // job is one chunk of content on its way through a conversion.
 type job struct {
 	off  int64
-	n    int    // content bytes in the chunk
+	n    int    // content bytes in the chunk; of zeroes, in a whole run of chunks
 	buf  []byte // nil: all zeroes, nothing to read
 	fill bool   // whether buf must still be read
 	refs atomic.Int32
@@ -240,7 +240,7 @@ func (c *conversion) collect(ctx context.Context) (converted, error) {
 func (c *conversion) chunks(ctx context.Context) error {
 	size := c.source.Size()
 	var e diskfmt.Extent
-	for off := int64(0); off < size; off += blkio.ChunkSize {
+	for off := int64(0); off < size; {
 		j := &job{off: off, n: int(min(blkio.ChunkSize, size-off)), fill: true}
 		zero := true
 		for pos := off; pos < off+int64(j.n) && zero; pos = e.End() {
@@ -252,23 +252,30 @@ func (c *conversion) chunks(ctx context.Context) error {
 			}
 			zero = e.Kind == diskfmt.Zero
 		}
+		if zero && c.sha == nil { // as many chunks as the run of zeroes has
+			j.n = max(j.n, int(e.End()/blkio.ChunkSize*blkio.ChunkSize-off))
+		}
 		if !zero {
-			var err error
-			if j.buf, err = c.take(ctx); err != nil {
+			if err := c.load(ctx, j); err != nil {
 				return err
-			}
-			if c.sha != nil {
-				j.fill = false
-				if err := fill(c.source, j.buf[:j.n], off); err != nil {
-					return err
-				}
 			}
 		}
 		if err := c.emit(ctx, j); err != nil {
 			return err
 		}
+		off += int64(j.n)
 	}
 	return nil
+}
+
+// load gives the chunk a buffer, and fills it where chunks are to be hashed in
+// order.
+func (c *conversion) load(ctx context.Context, j *job) (err error) {
+	if j.buf, err = c.take(ctx); err != nil || c.sha == nil {
+		return err
+	}
+	j.fill = false
+	return fill(c.source, j.buf[:j.n], j.off)
 }
 
 // sequential emits the chunks of r up to its end.

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -229,7 +228,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		most, stop, stopped := int64(0), make(chan struct{}), make(chan struct{})
+		most, stop, stopped := peak(t, s.proc.Pid()), make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(stopped)
 			for tick := time.NewTicker(time.Millisecond); ; {
@@ -238,7 +237,7 @@ func TestMemoryIsBounded(t *testing.T) {
 					tick.Stop()
 					return
 				case <-tick.C:
-					atomic.StoreInt64(&most, max(most, peak(t, s.proc.Pid())))
+					most = max(most, peak(t, s.proc.Pid()))
 				}
 			}
 		}()
