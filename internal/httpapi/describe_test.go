@@ -19,6 +19,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
 )
 
@@ -234,5 +235,27 @@ func TestHeadersAreBounded(t *testing.T) {
 	}
 	if s.http.ReadHeaderTimeout == 0 || s.http.IdleTimeout == 0 {
 		t.Error("a client may take for ever to send its headers, or stay for ever without a request")
+	}
+}
+
+// TestStatusesOfOutcomes checks when a change is done and when it goes on.
+func TestStatusesOfOutcomes(t *testing.T) {
+	s := idle(t)
+	for _, row := range []struct {
+		name string
+		out  api.Outcome
+		want int
+	}{
+		{"plan", api.Outcome{Plan: &api.Plan{}}, 200},
+		{"queued", api.Outcome{Operation: &api.Operation{ID: "o", State: "queued"}}, 202},
+		{"running", api.Outcome{Operation: &api.Operation{ID: "o", State: "running"}}, 202},
+		{"undoing", api.Outcome{Operation: &api.Operation{ID: "o", State: "undoing"}}, 202},
+		{"done", api.Outcome{Operation: &api.Operation{ID: "o", State: "done"}}, 200},
+		{"failed", api.Outcome{Operation: &api.Operation{ID: "o", State: "failed"}}, 200},
+	} {
+		got, err := s.settle(t.Context(), row.out, 0)
+		if err != nil || got.Status != row.want {
+			t.Errorf("%s: got %+v, %v, want the status %d", row.name, got, err, row.want)
+		}
 	}
 }
