@@ -13,6 +13,7 @@ import (
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/engine"
 	"github.com/tarn-storage/tarn/internal/ingest"
 	"github.com/tarn-storage/tarn/internal/pool/all"
@@ -32,6 +33,8 @@ type bench struct {
 	*engine.Engine
 	t     testing.TB
 	state string
+	boot  string // instead of this machine's boot id
+	host  string // instead of this machine's id
 	stop  func()
 }
 
@@ -53,6 +56,12 @@ func (b *bench) start() {
 	host, err := engine.ThisHost()
 	if err != nil {
 		b.t.Fatal(err)
+	}
+	if b.boot != "" {
+		host.BootID = b.boot
+	}
+	if b.host != "" {
+		host.ID, host.Name = disk.HostID(b.host), "other"
 	}
 	e, err := engine.New(ctx, engine.Config{Store: s, Host: host, Types: all.Types()})
 	if err != nil {
