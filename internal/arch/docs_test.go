@@ -186,6 +186,54 @@ func TestDocsCommands(t *testing.T) {
 	})
 }
 
+// TestDocsClasses holds that the safety page explains exactly the classes of
+// the gate's refusals.
+func TestDocsClasses(t *testing.T) {
+	class := regexp.MustCompile(`(?m)^\s+Class[A-Za-z]+\s+= "([A-Z_]+)"`)
+	source, err := os.ReadFile(filepath.Join(top, "internal/ingest/message.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want, got []string
+	for _, m := range class.FindAllStringSubmatch(string(source), -1) {
+		want = append(want, m[1])
+	}
+	for _, m := range regexp.MustCompile("`([A-Z_]{5,})`").FindAllStringSubmatch(pages(t)["docs/safety.md"], -1) {
+		got = append(got, m[1])
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if len(want) < 10 || !slices.Equal(got, want) {
+		t.Errorf("docs/safety.md explains the classes\n%v, the gate has\n%v", got, want)
+	}
+}
+
+// TestDocsDaemon holds that the documented flags of tarnd exist.
+func TestDocsDaemon(t *testing.T) {
+	source, err := os.ReadFile(filepath.Join(top, "internal/daemon/main.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"help"}
+	for _, m := range regexp.MustCompile(`f\.(?:String|Bool)\("([a-z-]+)"`).FindAllStringSubmatch(string(source), -1) {
+		flags = append(flags, m[1])
+	}
+	seen := 0
+	for page, text := range pages(t) {
+		for _, m := range regexp.MustCompile(`\btarnd((?: --?[a-z-]+[ =][^\s`+"`"+`]+)+)`).FindAllStringSubmatch(text, -1) {
+			for _, f := range regexp.MustCompile(` --([a-z-]+)`).FindAllStringSubmatch(m[1], -1) {
+				seen++
+				if !slices.Contains(flags, f[1]) {
+					t.Errorf("%s: tarnd%s: tarnd has no flag --%s", page, m[1], f[1])
+				}
+			}
+		}
+	}
+	if seen < 3 {
+		t.Errorf("only %d flags of tarnd were found", seen)
+	}
+}
+
 // commandLines returns the commands in a code block: all lines of a script,
 // what follows the prompt in a session, nothing of anything else.
 func commandLines(kind, text string) []string {
