@@ -126,12 +126,8 @@ func (e *Engine) holds(l disk.Lease) bool {
 // attachable returns why a disk cannot be attached here now, or nil.
 func (e *Engine) attachable(ctx context.Context, r diskRecords) error {
 	name := r.instance.Name + "/" + r.disk.Name
-	if r.volume.State != disk.VolumeReady {
-		kind := errs.Busy
-		if r.volume.State == disk.VolumeCorrupt || r.volume.State == disk.VolumeLost || r.volume.State == disk.VolumeQuarantined {
-			kind = errs.Corrupt
-		}
-		return errs.New(kind, "disk.attach", name, "%s is %s", name, r.volume.State).WithHint("tarn operation list, tarn doctor")
+	if err := usable(r.volume, "disk.attach", name); err != nil {
+		return err
 	}
 	if _, err := e.pool(r.pool); err != nil {
 		return err

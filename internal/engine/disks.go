@@ -310,6 +310,18 @@ func attachedError(ctx context.Context, tx *store.Tx, v disk.Volume) error {
 	return errs.New(errs.Busy, "disk", name, "%s is attached", name).WithHint("detach it first: tarn disk detach %s", name)
 }
 
+// usable returns why nobody can use v now, or nil: errs.Corrupt if it was taken
+// out of use, errs.Busy while an operation is at work on it.
+func usable(v disk.Volume, op, name string) error {
+	switch v.State {
+	case disk.VolumeReady:
+		return nil
+	case disk.VolumeCorrupt, disk.VolumeLost, disk.VolumeQuarantined:
+		return errs.New(errs.Corrupt, op, name, "%s is recorded as %s", name, v.State).WithHint("run tarn doctor, or delete it")
+	}
+	return errs.New(errs.Busy, op, name, "%s is %s", name, v.State).WithHint("wait for its operation: tarn operation list")
+}
+
 // notInUse returns errs.Busy while anybody holds one of vols: a lease on
 // record, or a lock that a program holds whatever the record says.
 func (e *Engine) notInUse(ctx context.Context, vols []disk.Volume) error {

@@ -59,7 +59,10 @@ type Engine struct {
 	space   gauges
 	imports sessions
 	configs spools
-	planned plans
+	exports holds // volumes that are read without an operation
+
+	describing turns // of those who write one volume's sidecar
+	planned    plans
 
 	background sync.WaitGroup
 	stop       context.CancelFunc

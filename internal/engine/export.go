@@ -34,8 +34,8 @@ func (e *Engine) DiskExport(ctx context.Context, ref string, x api.DiskExport, s
 		return err
 	}
 	name := r.instance.Name + "/" + r.disk.Name
-	if r.volume.State != disk.VolumeReady {
-		return errs.New(errs.Busy, "disk.export", name, "%s is %s", name, r.volume.State).WithHint("tarn operation list")
+	if err := usable(r.volume, "disk.export", name); err != nil {
+		return err
 	}
 	if err := e.notInUse(ctx, []disk.Volume{r.volume}); err != nil {
 		return err
@@ -48,6 +48,7 @@ func (e *Engine) DiskExport(ctx context.Context, ref string, x api.DiskExport, s
 	if err != nil {
 		return err
 	}
+	defer e.exports.take(r.volume.ID)()
 	in, err := p.OpenChain(ctx, chain, driver.Read)
 	if err != nil {
 		return err

@@ -69,7 +69,8 @@ func (e *Engine) ImageImport(ctx context.Context, o api.Options, r api.ImageImpo
 	a := importArgs{Image: i.ID, Volume: disk.VolumeID(newID()), Pool: p.ID, Domain: p.DomainID, Format: r.Format, SHA256: r.SHA256}
 	d := newDraft("image.import", imageSubject(i))
 	d.request, d.resources = r, []string{"image:" + string(i.ID)}
-	d.steps = []journal.Step{journal.NewStep(stepImageJudge, a), journal.NewStep(stepImageConvert, a), journal.NewStep(stepBasePublish, a)}
+	d.steps = []journal.Step{journal.NewStep(stepImageJudge, a), journal.NewStep(stepImageConvert, a), journal.NewStep(stepBasePublish, a),
+		journal.NewStep(stepImageReady, a), journal.NewStep(stepSidecars, sidecarArgs{Images: []disk.ImageID{i.ID}})}
 	d.notes = []string{"judges, digests and converts " + or(src.Name, "the source") + " into pool " + p.Name}
 	d.intent = func(ctx context.Context, tx *store.Tx) error { return tx.Images.Insert(ctx, i) }
 	if !o.DryRun {
@@ -104,6 +105,9 @@ func (e *Engine) ImageRename(ctx context.Context, o api.Options, ref, name strin
 		if err != nil {
 			return err
 		}
+		if err := settled(ctx, tx, i); err != nil {
+			return err
+		}
 		i.Name, i.UpdatedAt = name, e.now()
 		if err := tx.Images.Update(ctx, i); err != nil {
 			return err
@@ -111,6 +115,18 @@ func (e *Engine) ImageRename(ctx context.Context, o api.Options, ref, name strin
 		return touchVolumes(ctx, tx, bases)
 	}
 	return e.submit(ctx, o, d)
+}
+
+// settled returns errs.Busy while a base of image i is being made or deleted:
+// its sidecar names the image and could not follow.
+func settled(ctx context.Context, tx *store.Tx, i disk.Image) error {
+	bases, err := basesOf(ctx, tx, i.Content)
+	for _, b := range bases {
+		if b.State == disk.VolumeCreating || b.State == disk.VolumeDeleting {
+			return errs.New(errs.Busy, "image", i.Name, "a base of image %s is %s", i.Name, b.State).WithHint("wait for its operation: tarn operation list")
+		}
+	}
+	return err
 }
 
 // imageBases finds a ready image and its bases, whose pools must be active.
@@ -162,6 +178,9 @@ func (e *Engine) ImageDelete(ctx context.Context, o api.Options, ref string) (ap
 		d.notes = append(d.notes, "keeps base "+b.Name+", which is still needed")
 	}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
+		if err := settled(ctx, tx, i); err != nil {
+			return err
+		}
 		for _, b := range gone {
 			if err := markBaseDeleting(ctx, tx, b.ID); err != nil {
 				return err

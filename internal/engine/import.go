@@ -342,14 +342,6 @@ func (e *Engine) basePublish() journal.Handler[*store.Tx] {
 			}
 			return c.SetOutput(v)
 		},
-		commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
-			var a importArgs
-			var v disk.Volume
-			if err := errors.Join(c.Args(&a), c.Output(&v)); err != nil {
-				return err
-			}
-			return e.baseReady(ctx, tx, a, v, c.Op.ID)
-		},
 		undo: func(ctx context.Context, c *journal.Call) error {
 			var a importArgs
 			if err := c.Args(&a); err != nil {
@@ -402,21 +394,39 @@ func (e *Engine) publishBase(ctx context.Context, a importArgs) (disk.Volume, er
 	if r.twin == nil {
 		return p.PublishStaged(ctx, disk.Sidecar{Volume: r.volume, Images: images})
 	}
-	r.twin.Generation++
-	if err := p.WriteSidecar(ctx, disk.Sidecar{Volume: *r.twin, Images: images}); err != nil {
-		return disk.Volume{}, err
-	}
 	return *r.twin, p.Discard(ctx, a.Volume)
+}
+
+// imageReady records that an import is done: step image.ready/v1. From then on
+// others may rely on it, so that it is not taken back.
+func (e *Engine) imageReady() journal.Handler[*store.Tx] {
+	return simple{final: true, commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+		var a importArgs
+		var v disk.Volume
+		if err := c.Args(&a); err != nil {
+			return err
+		}
+		for _, s := range c.Op.Steps {
+			if s.Kind == stepBasePublish {
+				published := journal.Call{Op: c.Op, Step: &s}
+				if err := published.Output(&v); err != nil {
+					return err
+				}
+			}
+		}
+		return e.baseReady(ctx, tx, a, v, c.Op.ID)
+	}}
 }
 
 // baseReady records that an import is done.
 func (e *Engine) baseReady(ctx context.Context, tx *store.Tx, a importArgs, v disk.Volume, op journal.ID) error {
-	if v.ID != a.Volume {
-		if err := tx.Volumes.Delete(ctx, a.Volume); err != nil {
-			return err
-		}
+	var err error
+	if v.ID == a.Volume {
+		err = tx.Volumes.Update(ctx, v)
+	} else { // another import's base, whose sidecar follows
+		err = tx.Volumes.Delete(ctx, a.Volume)
 	}
-	if err := tx.Volumes.Update(ctx, v); err != nil {
+	if err != nil {
 		return err
 	}
 	i, err := tx.Images.Get(ctx, a.Image)
@@ -439,7 +449,7 @@ func (e *Engine) unpublishBase(ctx context.Context, a importArgs) error {
 		return err
 	}
 	if r.twin != nil {
-		return e.writeSidecar(ctx, r.twin.ID)
+		return nil
 	}
 	p, err := e.poolOf(ctx, a.Pool)
 	if err != nil {

@@ -171,6 +171,9 @@ func (e *Engine) InstanceRename(ctx context.Context, o api.Options, ref, name st
 	d := newDraft("instance.rename", instanceSubject(i))
 	d.request = request
 	d.resources = []string{"instance:" + string(i.ID)}
+	for _, v := range vols {
+		d.resources = append(d.resources, "volume:"+string(v.ID))
+	}
 	d.steps = []journal.Step{sidecarStep(vols)}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
 		i, err := tx.Instances.Get(ctx, i.ID)

@@ -303,7 +303,7 @@ func (e *Engine) preparePool(ctx context.Context, a poolArgs) (prepared, error) 
 		var settled disk.Marker
 		settled, err = e.previewSettled(ctx, a, u.Identity)
 		if err == nil {
-			err = p.WriteMarker(ctx, settled)
+			err = errors.Join(p.WriteMarker(ctx, settled), e.tellDomain(ctx, a, settled))
 		}
 	}
 	if err != nil {
@@ -314,6 +314,21 @@ func (e *Engine) preparePool(ctx context.Context, a poolArgs) (prepared, error) 
 	}
 	e.pools.put(a.Pool, p)
 	return prepared{Identity: u.Identity}, nil
+}
+
+// tellDomain writes the settings that a new pool brings into its domain beside
+// the domain's other pools.
+func (e *Engine) tellDomain(ctx context.Context, a poolArgs, settled disk.Marker) error {
+	if a.Overcommit == 0 && a.Reserve == nil {
+		return nil
+	}
+	pools, err := e.domainPools(ctx, settled.Domain.ID)
+	for _, r := range pools {
+		if p, ok := e.pools.get(r.ID); ok && r.ID != a.Pool && err == nil {
+			err = p.WriteMarker(ctx, disk.Marker{Pool: r, Domain: settled.Domain})
+		}
+	}
+	return err
 }
 
 // previewSettled returns the marker that settle is going to record.

@@ -194,7 +194,10 @@ func (e *Engine) poolOpen() journal.Handler[*store.Tx] {
 				return err
 			}
 			e.space.forget(r.DomainID)
-			return e.openPool(ctx, r)
+			if err := e.openPool(ctx, r); err != nil {
+				return err
+			}
+			return e.followPool(ctx, r.ID)
 		},
 		commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
 			return set(ctx, tx, c, func(a stateArgs) disk.PoolState { return a.To })

@@ -45,7 +45,7 @@ func (e *Engine) PoolImport(ctx context.Context, o api.Options, r api.PoolImport
 	}
 	d := newDraft("pool.import", poolSubject(m.Pool))
 	d.request, d.resources = r, []string{"path:" + path}
-	d.steps = []journal.Step{journal.NewStep(stepPoolRebuild, rebuildArgs{Driver: r.Driver, Path: path, Pool: m.Pool.ID})}
+	d.steps = []journal.Step{journal.NewStep(stepPoolRebuild, rebuildArgs{Driver: r.Driver, Path: path, Pool: m.Pool.ID}), journal.NewStep(stepSidecars, sidecarArgs{All: true})}
 	d.notes = []string{"takes pool " + m.Pool.Name + " at " + path + " into the records"}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
 		if p, err := tx.Pools.Get(ctx, m.Pool.ID); err == nil {
@@ -60,9 +60,12 @@ func (e *Engine) PoolImport(ctx context.Context, o api.Options, r api.PoolImport
 }
 
 // poolRebuild reads a pool's self-descriptions and records what they say: step
-// pool.rebuild/v1. It writes nothing to the storage unless the pool moved.
+// pool.rebuild/v1. It writes nothing to the storage. What other pools told of the
+// same objects may be newer: the step after it brings self-descriptions in line,
+// the marker of a pool that moved included. There is nothing to take back.
 func (e *Engine) poolRebuild() journal.Handler[*store.Tx] {
 	return simple{
+		final: true,
 		act: func(ctx context.Context, c *journal.Call) error {
 			var a rebuildArgs
 			if err := c.Args(&a); err != nil {
@@ -84,13 +87,6 @@ func (e *Engine) poolRebuild() journal.Handler[*store.Tx] {
 			}
 			c.Step.Output = nil // the records say it now
 			return e.emit(ctx, tx, "pool.imported", c.Op.Subject, c.Op.ID)
-		},
-		undo: func(ctx context.Context, c *journal.Call) error {
-			var a rebuildArgs
-			if err := c.Args(&a); err != nil {
-				return err
-			}
-			return e.pools.drop(a.Pool)
 		},
 	}
 }

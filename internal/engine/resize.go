@@ -54,6 +54,9 @@ func (e *Engine) DiskResize(ctx context.Context, o api.Options, ref string, r ap
 	if err := plan.CheckResize(rec.disk.Role, rec.volume.Format, rec.volume.VirtualSize, want, r.Shrink, rec.disk.Source.Kind == string(generate.Blank), p.Caps); err != nil {
 		return api.Outcome{}, errs.Wrap(err, "disk.resize", subject.Name)
 	}
+	if err := usable(rec.volume, "disk.resize", subject.Name); err != nil {
+		return api.Outcome{}, err
+	}
 	if err := e.notInUse(ctx, []disk.Volume{rec.volume}); err != nil {
 		return api.Outcome{}, err
 	}

@@ -13,10 +13,13 @@ import (
 )
 
 // sidecarArgs names the volumes and pools whose self-descriptions follow a
-// change of the records.
+// change of the records, and those that may have to follow: every base of
+// Images, and with All everything in active pools.
 type sidecarArgs struct {
 	Volumes []disk.VolumeID `json:"volumes,omitempty"`
 	Pools   []disk.PoolID   `json:"pools,omitempty"`
+	Images  []disk.ImageID  `json:"images,omitempty"`
+	All     bool            `json:"all,omitempty"`
 }
 
 func sidecarStep(vols []disk.Volume) journal.Step {
@@ -77,12 +80,15 @@ func (e *Engine) sidecarsWrite() journal.Handler[*store.Tx] {
 			}
 			c.Progress(int64(i+1), int64(len(a.Volumes)), "steps")
 		}
-		return nil
+		return e.follow(ctx, a)
 	}}
 }
 
-// writeSidecar writes what the records say of volume id beside it.
+// writeSidecar writes what the records say of volume id beside it. Two writers
+// take turns, so that the one that read the older records does not come last.
 func (e *Engine) writeSidecar(ctx context.Context, id disk.VolumeID) error {
+	e.describing.Lock(id)
+	defer e.describing.Unlock(id)
 	s, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Sidecar, error) { return sidecarOf(ctx, tx, id) })
 	if errs.KindOf(err) == errs.NotFound && err != nil {
 		return nil // deleted meanwhile

@@ -14,6 +14,7 @@ const (
 	stepDisksPlace     = "disks.place/v1"
 	stepImageConvert   = "image.convert/v1"
 	stepImageJudge     = "image.judge/v1"
+	stepImageReady     = "image.ready/v1"
 	stepInstanceForget = "instance.forget/v1"
 	stepPoolForget     = "pool.forget/v1"
 	stepPoolOpen       = "pool.open/v1"
@@ -34,6 +35,7 @@ func (e *Engine) handlers() map[string]journal.Handler[*store.Tx] {
 		stepDisksPlace:     e.disksPlace(),
 		stepImageConvert:   e.imageConvert(),
 		stepImageJudge:     e.imageJudge(),
+		stepImageReady:     e.imageReady(),
 		stepInstanceForget: e.instanceForget(),
 		stepPoolForget:     e.poolForget(),
 		stepPoolOpen:       e.poolOpen(),

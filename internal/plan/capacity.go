@@ -22,9 +22,11 @@ type Need struct {
 }
 
 // Available returns what a domain may still promise, never below 0.
-func Available(d disk.Domain, s Space) int64 { return max(0, promisable(d, s)-s.Committed) }
+func Available(d disk.Domain, s Space) int64 { return max(0, Promisable(d, s)-s.Committed) }
 
-func promisable(d disk.Domain, s Space) int64 {
+// Promisable returns the sum of commitments that a domain may hold; it is below 0
+// when others took what was reserved.
+func Promisable(d disk.Domain, s Space) int64 {
 	return (s.Capacity-s.Foreign)/1000*d.Overcommit + (s.Capacity-s.Foreign)%1000*d.Overcommit/1000 - d.Reserve.Of(s.Capacity)
 }
 

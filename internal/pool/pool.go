@@ -92,7 +92,7 @@ func (p *Pool) Create(ctx context.Context, s disk.Sidecar, m Making) (disk.Volum
 		if err != nil {
 			return s.Volume, err
 		}
-		return p.finish(ctx, s)
+		return p.finishAgain(ctx, s)
 	}
 	if err := p.Discard(ctx, s.Volume.ID); err != nil {
 		return s.Volume, err
@@ -106,10 +106,25 @@ func (p *Pool) Create(ctx context.Context, s disk.Sidecar, m Making) (disk.Volum
 // PublishStaged publishes s.Volume, whose staged bytes are complete, with s as
 // its sidecar. It returns the volume as it is afterwards; a repeat converges.
 func (p *Pool) PublishStaged(ctx context.Context, s disk.Sidecar) (disk.Volume, error) {
-	if _, err := p.published(ctx, s.Volume); err != nil {
+	done, err := p.published(ctx, s.Volume)
+	if err != nil {
 		return s.Volume, err
 	}
+	if done {
+		return p.finishAgain(ctx, s)
+	}
 	return p.finish(ctx, s)
+}
+
+// finishAgain finishes a volume that an earlier call published: its sidecar may
+// say what was true then, and says s afterwards.
+func (p *Pool) finishAgain(ctx context.Context, s disk.Sidecar) (disk.Volume, error) {
+	v, err := p.finish(ctx, s)
+	if err != nil {
+		return v, err
+	}
+	s.Volume = v
+	return v, p.WriteSidecar(ctx, s)
 }
 
 // Discard removes what a volume's making left staged.

@@ -1,0 +1,560 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"sort"
+	"strings"
+
+	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/pool"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
+	"github.com/tarn-storage/tarn/internal/store"
+)
+
+// doctorPage is how many volumes are looked at between two looks at the records.
+const doctorPage = 500
+
+// around is one volume with the records around it, as far as they are there.
+type around struct {
+	volume   disk.Volume
+	pool     *disk.Pool
+	disk     *disk.Disk
+	instance *disk.Instance
+	lease    *disk.Lease
+	images   []disk.Image
+	base     *disk.Volume // what Backing names
+	busy     bool         // an operation is at work on it
+}
+
+// name is how a person names the volume.
+func (a around) name() string {
+	switch {
+	case a.disk != nil && a.instance != nil:
+		return a.instance.Name + "/" + a.disk.Name
+	case a.pool != nil:
+		return a.pool.Name + "/" + a.volume.Name
+	}
+	return a.volume.Name
+}
+
+func (a around) sidecar() disk.Sidecar {
+	return disk.Sidecar{Volume: a.volume, Images: a.images, Instance: a.instance, Disk: a.disk, Lease: a.lease}
+}
+
+// out reports whether the volume is out of use, so that nothing is expected of it.
+func (a around) out() bool {
+	switch a.volume.State {
+	case disk.VolumeCorrupt, disk.VolumeLost, disk.VolumeQuarantined:
+		return true
+	}
+	return false
+}
+
+// optionally returns a pointer to what get finds, or nil if it finds nothing.
+func optionally[R any](r R, err error) (*R, error) {
+	if errors.Is(err, errs.NotFound) {
+		return nil, nil
+	}
+	return &r, err
+}
+
+// surroundings collects the records around v.
+func surroundings(ctx context.Context, tx *store.Tx, v disk.Volume, w work) (a around, err error) {
+	a.volume = v
+	a.busy = w.operations[v.CreatedBy] || w.ids[string(v.ID)]
+	a.pool, err = optionally(tx.Pools.Get(ctx, v.PoolID))
+	if err == nil && v.Kind == disk.KindBase && v.Content != "" {
+		a.images, _, err = tx.Images.List(ctx, store.Query{Where: []store.Where{store.Eq("content", v.Content), store.Eq("state", disk.ImageReady)}})
+	}
+	if err == nil && v.Kind == disk.KindDisk {
+		a.disk, err = optionally(tx.Disks.One(ctx, store.Eq("volume_id", v.ID)))
+	}
+	if err == nil && a.disk != nil {
+		a.instance, err = optionally(tx.Instances.Get(ctx, a.disk.InstanceID))
+	}
+	if err == nil {
+		a.lease, err = leaseOf(ctx, tx, v.ID)
+	}
+	if err == nil && v.Backing != nil {
+		a.base, err = optionally(tx.Volumes.Get(ctx, v.Backing.VolumeID))
+	}
+	if a.instance != nil {
+		a.busy = a.busy || w.ids[string(a.instance.ID)]
+	}
+	for _, i := range a.images {
+		a.busy = a.busy || w.ids[string(i.ID)]
+	}
+	return a, err
+}
+
+// checkVolumes compares every volume with its record, a page at a time.
+func (c *checkup) checkVolumes(ctx context.Context) error {
+	var where []store.Where
+	if c.only != "" {
+		where = append(where, store.Eq("pool_id", c.only))
+	}
+	for after := ""; ; {
+		var page []around
+		err := c.e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+			page = nil
+			vols, next, err := tx.Volumes.List(ctx, store.Query{Where: where, After: after, Limit: doctorPage})
+			if err != nil {
+				return err
+			}
+			after = next
+			page, err = c.gather(ctx, tx, vols)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if err := c.checkPage(ctx, page); err != nil {
+			return err
+		}
+		if after == "" {
+			return nil
+		}
+	}
+}
+
+func (c *checkup) gather(ctx context.Context, tx *store.Tx, vols []disk.Volume) ([]around, error) {
+	w, err := underway(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]around, 0, len(vols))
+	for _, v := range vols {
+		a, err := surroundings(ctx, tx, v, w)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+// again reads the records around volumes once more. One that is gone is left out.
+func (c *checkup) again(ctx context.Context, page []around) (out map[disk.VolumeID]around, err error) {
+	err = c.e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		var vols []disk.Volume
+		for _, a := range page {
+			v, err := optionally(tx.Volumes.Get(ctx, a.volume.ID))
+			if err != nil {
+				return err
+			}
+			if v != nil {
+				vols = append(vols, *v)
+			}
+		}
+		now, err := c.gather(ctx, tx, vols)
+		out = make(map[disk.VolumeID]around, len(now))
+		for _, a := range now {
+			out[a.volume.ID] = a
+		}
+		return err
+	})
+	return out, err
+}
+
+// checkPage looks at the volumes of a page and, at those that look wrong, once
+// more, between two looks at the records. What changed in between, or is being
+// worked on, is not reported: the next run will see it.
+func (c *checkup) checkPage(ctx context.Context, page []around) error {
+	var odd []around
+	for _, a := range page {
+		if a.lease != nil && a.lease.State == disk.LeaseUnverified {
+			c.leases++
+		}
+		if a.out() {
+			c.excluded[a.volume.State]++
+		}
+		fs, err := c.look(ctx, a, true)
+		if err != nil {
+			return err
+		}
+		if len(fs) > 0 {
+			odd = append(odd, a)
+		}
+	}
+	if len(odd) == 0 {
+		return ctx.Err()
+	}
+	before, err := c.again(ctx, odd)
+	if err != nil {
+		return err
+	}
+	wrong := map[disk.VolumeID][]finding{}
+	for id, a := range before {
+		if wrong[id], err = c.look(ctx, a, false); err != nil {
+			return err
+		}
+	}
+	after, err := c.again(ctx, odd)
+	if err != nil {
+		return err
+	}
+	for _, a := range odd {
+		id := a.volume.ID
+		if now, ok := after[id]; ok && !now.busy && reflect.DeepEqual(now, before[id]) {
+			c.add(ctx, wrong[id]...)
+		}
+	}
+	return nil
+}
+
+// look compares one volume with its record. first counts what the notes tell.
+func (c *checkup) look(ctx context.Context, a around, first bool) ([]finding, error) {
+	if a.busy {
+		return nil, nil
+	}
+	p, open := c.open(a.volume.PoolID)
+	if fs := c.lookRecord(a, p); len(fs) > 0 || a.pool == nil {
+		return fs, nil
+	}
+	fs := c.lookLinks(a)
+	if len(fs) > 0 {
+		return fs, nil // nor is the sidecar rewritten from such a record: it may know better
+	}
+	if strings.HasSuffix(string(a.volume.State), "ing") {
+		return []finding{c.residue(a, p)}, nil
+	}
+	if !open || c.guests.doubted[a.volume.ID] {
+		return nil, nil
+	}
+	return c.lookObject(ctx, a, p, first)
+}
+
+// lookRecord judges what the record of a volume says by itself (I1, I2, I13).
+func (c *checkup) lookRecord(a around, p *pool.Pool) []finding {
+	v := a.volume
+	impossible := func(format string, args ...any) []finding {
+		if a.out() {
+			return nil
+		}
+		f := found("I2", a.name(), "the record of %s is impossible: %s", a.name(), fmt.Sprintf(format, args...))
+		return []finding{c.exclude(f, a, disk.VolumeQuarantined)}
+	}
+	if a.pool == nil {
+		return []finding{found("I1", a.name(), "volume %s is recorded in pool %s, which is not on record", v.Name, v.PoolID).
+			advise("bring the pool back: tarn pool import --driver dir --path DIR")}
+	}
+	if v.State == disk.VolumeCreating || v.State == disk.VolumeDeleting {
+		return nil // nobody relies on it
+	}
+	_, err := diskfmt.ParseFormat(string(v.Format))
+	switch {
+	case err != nil:
+		return impossible("its format is %q", v.Format)
+	case v.VirtualSize <= 0 || v.VirtualSize > disk.MaxSize || v.VirtualSize%disk.Sector != 0:
+		return impossible("its size is %d bytes", v.VirtualSize)
+	case v.RequestedSize <= 0 || v.RequestedSize > v.VirtualSize:
+		return impossible("%d bytes were requested of its %d", v.RequestedSize, v.VirtualSize)
+	case v.Format == diskfmt.Raw && v.Backing != nil:
+		return impossible("a raw volume cannot read from another")
+	case v.Format == diskfmt.Raw && v.ClusterSize != 0:
+		return impossible("a raw volume has no clusters")
+	case v.Format == diskfmt.Qcow2 && (v.ClusterSize < 512 || v.ClusterSize > 2<<20 || v.ClusterSize&(v.ClusterSize-1) != 0):
+		return impossible("its cluster size is %d", v.ClusterSize)
+	case p != nil && !p.Caps.Holds(v.Format):
+		return impossible("its pool holds no volumes of format %s", v.Format)
+	case a.disk != nil && a.disk.Size != v.VirtualSize:
+		return impossible("the disk has %d bytes, its volume %d", a.disk.Size, v.VirtualSize)
+	}
+	return nil
+}
+
+// lookLinks judges what the record of a volume says of others (I1, I4-I8).
+func (c *checkup) lookLinks(a around) []finding {
+	var fs []finding
+	v := a.volume
+	switch {
+	case v.Kind == disk.KindBase && v.State == disk.VolumeReady && !c.guests.doubted[v.ID]:
+		fs = append(fs, c.lookBase(a)...)
+	case v.Kind == disk.KindDisk && a.disk == nil && v.State != disk.VolumeDeleting:
+		fs = append(fs, c.exclude(found("I1", a.name(), "volume %s is recorded as a disk's, and no disk has it", a.name()), a, disk.VolumeQuarantined))
+	case a.disk != nil && a.instance == nil:
+		fs = append(fs, found("I1", a.name(), "disk %s (%s) belongs to instance %s, which is not on record", a.disk.Name, a.disk.Serial, a.disk.InstanceID).
+			advise("pool %s still tells its name: delete the pool with --keep-data and import it again", a.pool.Name))
+	}
+	if v.Backing != nil && !a.out() {
+		if f := c.lookBacking(a); f != nil {
+			fs = append(fs, *f)
+		}
+	}
+	if a.disk != nil {
+		fs = append(fs, lookGuest(a)...)
+	}
+	if l := a.lease; l != nil && !c.hosts[l.HostID] {
+		fs = append(fs, found("I8", a.name(), "%s is attached to host %s, which is not on record", a.name(), l.HostID).
+			advise("if that host is gone for good: tarn disk detach %s --force", a.name()))
+	}
+	return fs
+}
+
+// lookBase judges the key of a base (I5).
+func (c *checkup) lookBase(a around) []finding {
+	v := a.volume
+	hex, ok := strings.CutPrefix(v.Content, "b3-4m:")
+	if !ok || len(hex) != 64 {
+		return []finding{c.exclude(found("I5", a.name(), "base %s has no content digest: its record says %q", a.name(), v.Content), a, disk.VolumeQuarantined)}
+	}
+	if want := BaseName(v.Content, v.Format); v.Name != want {
+		return []finding{c.exclude(found("I5", a.name(), "base %s is recorded with content %s in format %s, whose name is %s", a.name(), v.Content, v.Format, want), a, disk.VolumeQuarantined)}
+	}
+	return nil
+}
+
+// lookBacking judges what a volume reads from (I4-I6).
+func (c *checkup) lookBacking(a around) *finding {
+	v, b := a.volume, a.volume.Backing
+	var f finding
+	switch {
+	case a.disk != nil && (a.disk.Role == disk.RoleEphemeral || a.disk.Role == disk.RoleSwap):
+		f = found("I5", a.name(), "%s is a %s disk and reads from %s; such disks share nothing", a.name(), a.disk.Role, b.Name)
+	case a.base == nil:
+		f = found("I4", a.name(), "%s reads from volume %s (%s), which is not on record", a.name(), b.Name, b.VolumeID).
+			advise("nothing can read the disk until then: tarn pool delete %s --keep-data, then tarn pool import, records what its sidecar says", a.pool.Name)
+		return &f
+	case a.base.Kind != disk.KindBase || a.base.PoolID != v.PoolID:
+		f = found("I4", a.name(), "%s reads from %s, which is no base of its pool", a.name(), a.base.Name)
+	case a.base.Content != b.Content:
+		f = found("I6", a.name(), "%s was made over content %s, its base %s holds %s", a.name(), b.Content, a.base.Name, a.base.Content)
+	case a.base.Format != b.Format || a.base.Name != b.Name:
+		f = found("I2", a.name(), "%s reads from %s in format %s, on record is %s in format %s", a.name(), b.Name, b.Format, a.base.Name, a.base.Format)
+	default:
+		return nil
+	}
+	f = c.exclude(f, a, disk.VolumeCorrupt)
+	return &f
+}
+
+// lookGuest judges what the guest sees of a disk (I7, I13).
+func lookGuest(a around) []finding {
+	d := a.disk
+	if !disk.IsSerial(d.Serial) {
+		return []finding{found("I7", a.name(), "the serial of %s is %q, not 20 characters of a-z and 0-9", a.name(), d.Serial).
+			advise("the guest may know the disk by it: only its owner can decide to make the disk anew")}
+	}
+	var info driverInfo
+	if err := json.Unmarshal(d.DriverInfo, &info); err != nil || info.V != 1 {
+		return []finding{found("I13", a.name(), "driver_info of %s has version %d, this build knows 1", a.name(), info.V).
+			advise("use the tarn that wrote it; the disk cannot be attached with this one")}
+	}
+	return nil
+}
+
+// exclude makes f mendable by taking the volume out of use: nothing can read,
+// attach or export it any more, and nothing is deleted.
+func (c *checkup) exclude(f finding, a around, to disk.VolumeState) finding {
+	return f.repair(fmt.Sprintf("records it as %s, so that nobody can use it", to), func(ctx context.Context) (string, error) {
+		return fmt.Sprintf("recorded it as %s; nothing of it was deleted", to), c.e.mark(ctx, a.volume, to)
+	})
+}
+
+// mark records another state of a volume that has not changed since it was read.
+func (e *Engine) mark(ctx context.Context, v disk.Volume, to disk.VolumeState) error {
+	return e.store.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
+		now, err := tx.Volumes.Get(ctx, v.ID)
+		if err != nil {
+			return err
+		}
+		if now.State != v.State || now.Generation != v.Generation {
+			return errs.New(errs.Busy, "doctor", v.Name, "the volume changed meanwhile").WithHint("try again")
+		}
+		now.State = to
+		return errors.Join(tx.Volumes.Update(ctx, now), e.emit(ctx, tx, "volume."+string(to), volumeSubject(now), ""))
+	})
+}
+
+// lookObject compares what lies in the pool with the record (I1, I2, I8, I14).
+func (c *checkup) lookObject(ctx context.Context, a around, p *pool.Pool, first bool) ([]finding, error) {
+	v := a.volume
+	obj, err := p.Describe(ctx, pool.Ref(v))
+	switch {
+	case a.out():
+		return c.lookOut(a, err), ctx.Err()
+	case errors.Is(err, errs.NotFound):
+		return []finding{c.exclude(found("I1", a.name(), "%s is on record, its bytes (%s) are not in pool %s", a.name(), v.Name, a.pool.Name), a, disk.VolumeLost)}, nil
+	case errors.Is(err, errs.Corrupt), errors.Is(err, errs.Unsafe):
+		f := found("I1", a.name(), "what lies in pool %s under the name of %s is not the volume that is on record: %v", a.pool.Name, a.name(), err)
+		return []finding{c.exclude(f, a, disk.VolumeQuarantined)}, nil
+	case err != nil:
+		return nil, err
+	}
+	var fs []finding
+	if f, err := c.lookSidecar(ctx, a, p); err != nil {
+		return nil, err
+	} else if f != nil {
+		fs = append(fs, *f)
+	}
+	if a.lease != nil || c.e.exports.has(v.ID) {
+		if first {
+			c.inUse++
+		}
+		return fs, nil
+	}
+	f, err := c.lookProtection(ctx, a, p)
+	if err != nil {
+		return nil, err
+	}
+	if f != nil {
+		fs = append(fs, *f)
+	}
+	if f, err = c.lookContainer(ctx, a, p, obj, first); f != nil {
+		fs = append(fs, *f)
+	}
+	return fs, err
+}
+
+// lookOut finds a lost volume whose bytes are there again.
+func (c *checkup) lookOut(a around, described error) []finding {
+	if a.volume.State != disk.VolumeLost || described != nil {
+		return nil
+	}
+	return []finding{found("I1", a.name(), "%s is recorded as lost, and its bytes are in pool %s again", a.name(), a.pool.Name).
+		repair("takes it into use again", func(ctx context.Context) (string, error) {
+			return "took it into use again", c.e.mark(ctx, a.volume, disk.VolumeReady)
+		})}
+}
+
+// lookSidecar compares what the sidecar says with the records (I14). A live
+// database wins.
+func (c *checkup) lookSidecar(ctx context.Context, a around, p *pool.Pool) (*finding, error) {
+	got, err := p.SidecarOf(ctx, a.volume.Name)
+	var f finding
+	switch {
+	case errors.Is(err, errs.Version):
+		f = found("I13", a.name(), "the sidecar of %s was written by a newer tarn: %v", a.name(), err).advise("use the tarn that wrote it")
+		return &f, nil
+	case errors.Is(err, errs.NotFound):
+		f = found("I14", a.name(), "%s has lost its sidecar", a.name())
+	case errors.Is(err, errs.Corrupt):
+		f = found("I14", a.name(), "the sidecar of %s cannot be read: %v", a.name(), err)
+	case err != nil:
+		return nil, err
+	case sameSidecar(got, a.sidecar()):
+		return nil, nil
+	default:
+		f = found("I14", a.name(), "the sidecar of %s says something else than the records: %s", a.name(), difference(described(got), described(a.sidecar())))
+	}
+	f = f.repair("rewrites the sidecar from the records", func(ctx context.Context) (string, error) {
+		return "rewrote the sidecar from the records", c.e.renewSidecar(ctx, a.volume.ID)
+	})
+	return &f, nil
+}
+
+// lookProtection checks who may read and write a volume's bytes (I14).
+func (c *checkup) lookProtection(ctx context.Context, a around, p *pool.Pool) (*finding, error) {
+	pr, ok := p.Driver.(driver.Protector)
+	if !ok {
+		return nil, nil
+	}
+	base := a.volume.Kind == disk.KindBase
+	wrong, err := pr.Exposure(ctx, pool.Ref(a.volume), base)
+	if err != nil || wrong == "" {
+		return nil, err
+	}
+	f := found("I14", a.name(), "others may reach the bytes of %s than should: %s", a.name(), wrong).
+		repair("gives it back its owner and mode", func(ctx context.Context) (string, error) {
+			return "gave it back its owner and mode", pr.Protect(ctx, pool.Ref(a.volume), base)
+		})
+	return &f, nil
+}
+
+// lookContainer compares the container of a volume that nobody has with its
+// record (I2, I8).
+func (c *checkup) lookContainer(ctx context.Context, a around, p *pool.Pool, obj driver.Object, first bool) (*finding, error) {
+	if a.volume.Kind == disk.KindDisk {
+		err := p.InUse(ctx, a.volume)
+		if errors.Is(err, errs.Busy) {
+			if first {
+				c.inUse++
+			}
+			f := found("I8", a.name(), "%s is attached to nothing on record, and %v", a.name(), message(err)).
+				advise("stop that program, or let it go on and take the lease: tarn disk attach %s", a.name())
+			return &f, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	err := p.Examine(ctx, a.volume, obj)
+	if !errors.Is(err, errs.Corrupt) {
+		return nil, err
+	}
+	f := c.exclude(found("I2", a.name(), "the bytes of %s contradict its record: %v", a.name(), message(err)), a, disk.VolumeCorrupt)
+	return &f, nil
+}
+
+// message is what an error says without where it happened.
+func message(err error) string {
+	var e *errs.Error
+	if errors.As(err, &e) {
+		return e.Message
+	}
+	return err.Error()
+}
+
+// difference names, for a person, up to three fields in which two records differ.
+func difference(got, want any) string {
+	g, w := map[string]string{}, map[string]string{}
+	flatten("", plainValue(got), g)
+	flatten("", plainValue(want), w)
+	names := map[string]bool{}
+	for _, m := range []map[string]string{g, w} {
+		for k := range m {
+			if g[k] != w[k] {
+				names[k] = true
+			}
+		}
+	}
+	var out []string
+	for k := range names {
+		out = append(out, fmt.Sprintf("%s is %s, on record is %s", k, orNothing(g[k]), orNothing(w[k])))
+	}
+	sort.Strings(out)
+	if len(out) > 3 {
+		out = append(out[:3], fmt.Sprintf("and %d more", len(names)-3))
+	}
+	return strings.Join(out, "; ")
+}
+
+func orNothing(s string) string {
+	if s == "" {
+		return "nothing"
+	}
+	return s
+}
+
+func plainValue(v any) (out any) {
+	b, err := json.Marshal(v)
+	if err == nil {
+		err = json.Unmarshal(b, &out)
+	}
+	if err != nil {
+		return nil
+	}
+	return out
+}
+
+func flatten(path string, v any, into map[string]string) {
+	switch v := v.(type) {
+	case map[string]any:
+		for k, x := range v {
+			flatten(strings.TrimPrefix(path+"."+k, "."), x, into)
+		}
+	case []any:
+		for i, x := range v {
+			flatten(fmt.Sprintf("%s[%d]", path, i), x, into)
+		}
+	default:
+		b, _ := json.Marshal(v) // came from JSON
+		into[path] = string(b)
+	}
+}
