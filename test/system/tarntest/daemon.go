@@ -172,3 +172,14 @@ func (d *Daemon) Log() string {
 	defer d.log.mu.Unlock()
 	return d.log.text.String()
 }
+
+// Warnings returns the lines of the log that are not about normal work.
+func (d *Daemon) Warnings() string {
+	var out strings.Builder
+	for line := range strings.Lines(d.Log()) {
+		if !strings.Contains(line, `"level":"INFO"`) {
+			out.WriteString(line)
+		}
+	}
+	return clip(out.String())
+}

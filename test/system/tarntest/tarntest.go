@@ -139,7 +139,7 @@ func (d *Daemon) Want(status int, args ...string) Result {
 	d.t.Helper()
 	r := d.Run(args...)
 	if r.Status != status {
-		d.t.Fatalf("want exit status %d of %v\ntarnd said:\n%s", status, r, clip(d.Log()))
+		d.t.Fatalf("want exit status %d of %v\ntarnd warned:\n%s", status, r, d.Warnings())
 	}
 	return r
 }

@@ -1,0 +1,134 @@
+package attack_test
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tarn-storage/tarn/internal/cli"
+)
+
+// command is one command line that is run against attacked disks. In args DISK
+// is a disk's reference, VOLUME its volume, FILE the file that holds it, OUT a
+// name that is free, POOL the pool's directory, OTHER another one, OP an
+// operation.
+type command struct {
+	path    string // of the command in the tree
+	args    string // the whole command line; "" where none can touch a disk
+	why     string // why none can
+	status  int    // of a disk whose bytes are the guest's affair: raw
+	corrupt int    // of an overlay whose metadata the guest has damaged
+	before  func(w *world)
+	gone    bool // the disks are gone behind it
+}
+
+// commands are run in this order. Every command of the tree must be here.
+var commands = []command{
+	{path: "completion", why: "prints a script; it does not connect"},
+	{path: "man", why: "writes the manual; it does not connect"},
+	{path: "version", args: "version"},
+
+	{path: "pool list", args: "pool list -o json"},
+	{path: "pool show", args: "pool show main"},
+	{path: "pool create", args: "pool create other --driver dir --path OTHER"},
+	{path: "pool set", args: "pool set main --overcommit 1.5 --reserve 1%"},
+	{path: "pool rename", args: "pool rename main renamed"},
+	{path: "pool rename", args: "pool rename renamed main"},
+	{path: "pool stop", args: "pool stop main"},
+	{path: "pool start", args: "pool start main"},
+	{path: "pool import", args: "pool import --driver dir --path POOL", status: 4, corrupt: 4},
+
+	{path: "instance list", args: "instance list"},
+	{path: "instance show", args: "instance show victim"},
+	{path: "instance show", args: "instance show victim -o json"},
+	{path: "instance show", args: "instance show victim --as libvirt"},
+	{path: "instance show", args: "instance show victim --as qemu"},
+	{path: "instance attach", args: "instance attach victim --as libvirt"},
+	{path: "instance attach", args: "instance attach victim --as qemu -o json"},
+	{path: "disk resize", args: "disk resize DISK 8M", status: 7, corrupt: 7},
+	{path: "disk export", args: "disk export DISK OUT --format raw", status: 7, corrupt: 7},
+	{path: "doctor", args: "doctor", corrupt: anyStatus},
+	{path: "instance detach", args: "instance detach victim"},
+	{path: "instance rename", args: "instance rename victim again"},
+	{path: "instance rename", args: "instance rename again victim"},
+	{path: "instance create", args: "instance create twin --pool main --root img:3M"},
+
+	{path: "disk list", args: "disk list"},
+	{path: "disk list", args: "disk list --instance victim -o json"},
+	{path: "disk show", args: "disk show DISK"},
+	{path: "disk show", args: "disk show DISK -o json"},
+	{path: "disk show", args: "disk show DISK --as libvirt"},
+	{path: "disk show", args: "disk show DISK --as qemu"},
+	{path: "disk attach", args: "disk attach DISK --as qemu"},
+	{path: "disk attach", args: "disk attach DISK --as libvirt"},
+	{path: "disk detach", args: "disk detach DISK --force --yes"},
+	{path: "disk export", args: "disk export DISK OUT --format raw", corrupt: 10},
+	{path: "disk export", args: "disk export DISK OUT --format qcow2", corrupt: 10},
+	{path: "disk export", args: "disk export DISK - --format raw", corrupt: 10},
+	{path: "disk resize", args: "disk resize DISK 1M --shrink", status: anyStatus, corrupt: anyStatus},
+	{path: "disk resize", args: "disk resize DISK +1M", corrupt: 10},
+	{path: "disk export", args: "disk export DISK OUT --format qcow2", corrupt: 10},
+	{path: "disk create", args: "disk create victim --data 1M,pool=main"},
+
+	{path: "image list", args: "image list"},
+	{path: "image show", args: "image show img"},
+	{path: "image inspect", args: "image inspect FILE --format raw", status: 5, corrupt: anyStatus},
+	{path: "image inspect", args: "image inspect FILE --format qcow2", status: 5, corrupt: 5},
+	{path: "image import", args: "image import stolen FILE --format raw --pool main", status: 5, corrupt: anyStatus},
+	{path: "image import", args: "image import stolen FILE --format qcow2 --pool main", status: 5, corrupt: 5},
+	{path: "image rename", args: "image rename img img2"},
+	{path: "image rename", args: "image rename img2 img"},
+	{path: "cache list", args: "cache list -o json"},
+	{path: "cache add", args: "cache add img --pool other"},
+	{path: "cache prune", args: "cache prune --yes"},
+	{path: "volume list", args: "volume list --pool main"},
+	{path: "volume show", args: "volume show VOLUME"},
+	{path: "operation list", args: "operation list -o json"},
+	{path: "operation show", args: "operation show OP -o json"},
+	{path: "operation wait", args: "operation wait OP"},
+	{path: "operation cancel", args: "operation cancel OP", status: anyStatus, corrupt: anyStatus},
+	{path: "events", args: "events -o json"},
+	{path: "doctor", args: "doctor --pool main -o json", corrupt: anyStatus},
+	{path: "doctor", args: "doctor -o json", corrupt: anyStatus},
+
+	{path: "doctor", args: "doctor -o json", corrupt: anyStatus, before: func(w *world) { w.d.Restart() }},
+	{path: "disk export", args: "disk export DISK OUT --format raw", corrupt: 10},
+	{path: "instance show", args: "instance show victim -o json", before: func(w *world) { w.d.Kill(); w.d.Start() }},
+
+	{path: "pool import", args: "pool import --driver dir --path POOL", before: func(w *world) { w.d.LoseDatabase() }},
+	{path: "pool import", args: "pool import --driver dir --path OTHER"},
+	{path: "doctor", args: "doctor -o json", corrupt: anyStatus},
+	{path: "disk list", args: "disk list --instance victim -o json"},
+	{path: "volume show", args: "volume show VOLUME -o json"},
+	{path: "instance attach", args: "instance attach victim --as qemu"},
+	{path: "instance detach", args: "instance detach victim --force --yes"},
+	{path: "disk export", args: "disk export DISK OUT --format raw", corrupt: 10},
+	{path: "doctor", args: "doctor --repair -o json", corrupt: anyStatus},
+
+	{path: "image delete", args: "image delete img --yes"},
+	{path: "cache prune", args: "cache prune --older-than 0s --yes"},
+	{path: "pool delete", args: "pool delete main --keep-data --yes", before: func(w *world) { w.twinless() }},
+	{path: "pool import", args: "pool import --driver dir --path POOL"},
+	{path: "disk delete", args: "disk delete victim/data9 --yes", before: func(w *world) { w.spare() }},
+	{path: "instance delete", args: "instance delete victim --yes", gone: true},
+	{path: "pool delete", args: "pool delete main --yes", gone: true},
+}
+
+// anyStatus is where a refusal is as good as obedience.
+const anyStatus = -2
+
+// leaves returns every command of tarn that does something.
+func leaves() []string {
+	var out []string
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+		if !c.HasSubCommands() {
+			out = append(out, strings.TrimPrefix(c.CommandPath(), "tarn "))
+		}
+	}
+	walk(cli.Tree())
+	return out
+}
