@@ -45,7 +45,11 @@ func (r Report) Check(want api.Disk) []string {
 
 // String is the disk in one line for people.
 func (d Disk) String() string {
-	words := []string{fmt.Sprintf("%-4s serial %s, %d MiB", d.Device, d.Serial, d.Size>>20)}
+	size := fmt.Sprintf("%d MiB", d.Size>>20)
+	if d.Size%(1<<20) != 0 {
+		size = fmt.Sprintf("%d KiB", d.Size>>10)
+	}
+	words := []string{fmt.Sprintf("%-4s serial %s, %s", d.Device, d.Serial, size)}
 	add := func(is bool, format string, args ...any) {
 		if is {
 			words = append(words, fmt.Sprintf(format, args...))

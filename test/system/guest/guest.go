@@ -29,12 +29,13 @@ type Machine struct {
 	Timeout time.Duration       // until the report is complete; 0 is 180 s
 	User    *syscall.Credential // who QEMU runs as; nil is the caller
 	Console io.Writer           // gets the serial console; may be nil
+	Say     func(string)        // told what Boot tries; may be nil
 }
 
 const (
 	defaultTimeout = 180 * time.Second
-	powerOff       = 60 * time.Second // from the report's end to QEMU's exit
-	stall          = 20 * time.Second // silence under KVM that means it does not work here
+	powerOff       = 90 * time.Second // from the report's end to QEMU's exit
+	stall          = 12 * time.Second // silence under KVM that means it does not work here
 	tailBytes      = 4 << 10
 )
 
@@ -49,16 +50,23 @@ var errStalled = errors.New("the guest said nothing for " + stall.String())
 // TARN_GUEST_ACCEL (kvm or tcg) says. When it returns, QEMU is gone. An error
 // carries the end of the serial console.
 func (m Machine) Boot(ctx context.Context) (Report, error) {
+	say := m.Say
+	if say == nil {
+		say = func(string) {}
+	}
 	accel := os.Getenv("TARN_GUEST_ACCEL")
 	if accel == "" && !kvmStalled.Load() && writable("/dev/kvm") {
+		say("trying KVM")
 		r, err := m.run(ctx, "kvm", stall)
 		if !errors.Is(err, errStalled) {
 			return r, err
 		}
 		kvmStalled.Store(true)
+		say(fmt.Sprintf("no sign of life under KVM in %v", stall))
 	}
 	if accel == "" {
 		accel = "tcg"
+		say("QEMU emulates the processor, which takes its time")
 	}
 	return m.run(ctx, accel, 0)
 }

@@ -15,7 +15,9 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/test/system/guest"
@@ -45,11 +47,35 @@ func run(ctx context.Context, args []string) error {
 	if len(attachment.QEMU) == 0 || len(disks.Items) == 0 {
 		return fmt.Errorf("%s and %s name no disks", args[0], args[1])
 	}
-	report, err := guest.Machine{Args: attachment.QEMU}.Boot(ctx)
+	report, err := boot(ctx, attachment.QEMU)
 	if err != nil {
 		return err
 	}
 	return compare(report, disks.Items)
+}
+
+// boot says every ten seconds that it still waits.
+func boot(ctx context.Context, args []string) (guest.Report, error) {
+	start := time.Now()
+	say := func(what string) { fmt.Printf("%4.0f s: %s\n", time.Since(start).Seconds(), what) }
+	done := make(chan struct{})
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		tick := time.NewTicker(10 * time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				say("waiting for the guest")
+			case <-done:
+				return
+			}
+		}
+	})
+	r, err := guest.Machine{Args: args, Say: say}.Boot(ctx)
+	close(done)
+	waiting.Wait()
+	return r, err
 }
 
 func decode(path string, into any) error {
