@@ -88,13 +88,32 @@ func (e *Engine) volumeCreate() journal.Handler[*store.Tx] {
 			if err := e.volumeForget(ctx, tx, c); err != nil {
 				return err
 			}
-			var a volumeArgs
-			if err := c.Args(&a); err != nil {
-				return err
-			}
-			return unplace(ctx, tx, a.Added)
+			return e.forgetUnmade(ctx, tx, c)
 		},
 	}
+}
+
+// forgetUnmade removes the records of the volumes that c's operation was going
+// to make and never reached, and the instance that it added once it has no disk.
+func (e *Engine) forgetUnmade(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+	for _, s := range c.Op.Steps {
+		if s.Kind != stepVolumeCreate {
+			continue
+		}
+		var a volumeArgs
+		step := journal.Call{Op: c.Op, Step: &s}
+		err := step.Args(&a)
+		if err == nil && s.State == journal.StepPending {
+			err = e.forgetVolume(ctx, tx, a.Volume, c.Op.ID)
+		}
+		if err == nil {
+			err = unplace(ctx, tx, a.Added)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // toMake returns what the making of volume id needs to know.

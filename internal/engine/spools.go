@@ -150,7 +150,8 @@ func (e *Engine) configSpool() journal.Handler[*store.Tx] {
 			}
 			return e.spool(ctx, p.Driver, a, data)
 		},
-		undo: func(ctx context.Context, c *journal.Call) error { return e.unspool(ctx, c) },
+		undo:       func(ctx context.Context, c *journal.Call) error { return e.unspool(ctx, c) },
+		undoCommit: e.forgetUnmade,
 	}}
 }
 
