@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"strings"
 	"time"
 
 	"github.com/tarn-storage/tarn/errs"
@@ -22,12 +23,27 @@ type column struct {
 	name string
 	codec
 	optional bool // the empty string is stored as NULL
+	word     bool // conditions write the value into the statement
 }
 
 // text binds a string field; the empty string is a value.
 type textCodec[T ~string] struct{ p *T }
 
-func text[T ~string](name string, p *T) column { return column{name, textCodec[T]{p}, false} }
+func text[T ~string](name string, p *T) column { return column{name: name, codec: textCodec[T]{p}} }
+
+// word binds a string field with few values, all of them small letters. A
+// condition on it is part of the statement's text: only then does an engine that
+// plans a statement before it knows the parameters use an index over some of
+// the values.
+func word[T ~string](name string, p *T) column {
+	return column{name: name, codec: textCodec[T]{p}, word: true}
+}
+
+// isWord reports whether v can stand in a statement as 'v'.
+func isWord(v any) bool {
+	s, ok := v.(string)
+	return ok && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz") == ""
+}
 
 func (c textCodec[T]) value() (any, error) { return string(*c.p), nil }
 
@@ -38,7 +54,9 @@ func (c textCodec[T]) Scan(src any) error {
 }
 
 // optional binds a string field whose empty string means "none".
-func optional[T ~string](name string, p *T) column { return column{name, optionalCodec[T]{p}, true} }
+func optional[T ~string](name string, p *T) column {
+	return column{name: name, codec: optionalCodec[T]{p}, optional: true}
+}
 
 type optionalCodec[T ~string] struct{ p *T }
 
@@ -64,7 +82,9 @@ func scanText(src any) (string, error) {
 }
 
 // number binds an integer field.
-func number[T ~int | ~int64](name string, p *T) column { return column{name, numberCodec[T]{p}, false} }
+func number[T ~int | ~int64](name string, p *T) column {
+	return column{name: name, codec: numberCodec[T]{p}}
+}
 
 type numberCodec[T ~int | ~int64] struct{ p *T }
 
@@ -80,7 +100,7 @@ func (c numberCodec[T]) Scan(src any) error {
 }
 
 // flag binds a bool field as 0 or 1.
-func flag(name string, p *bool) column { return column{name, flagCodec{p}, false} }
+func flag(name string, p *bool) column { return column{name: name, codec: flagCodec{p}} }
 
 type flagCodec struct{ p *bool }
 
@@ -99,7 +119,7 @@ func (c flagCodec) Scan(src any) error {
 }
 
 // stamp binds a time field; the column keeps microseconds.
-func stamp(name string, p *time.Time) column { return column{name, stampCodec{p}, false} }
+func stamp(name string, p *time.Time) column { return column{name: name, codec: stampCodec{p}} }
 
 type stampCodec struct{ p *time.Time }
 
@@ -114,7 +134,7 @@ func (c stampCodec) Scan(src any) error {
 
 // document binds a field as JSON; what marshals to null is stored as NULL.
 // A json.RawMessage comes back byte for byte.
-func document[T any](name string, p *T) column { return column{name, documentCodec[T]{p}, false} }
+func document[T any](name string, p *T) column { return column{name: name, codec: documentCodec[T]{p}} }
 
 type documentCodec[T any] struct{ p *T }
 
@@ -150,7 +170,7 @@ func (c documentCodec[T]) Scan(src any) error {
 // backing binds one field of a volume's backing, which exists where the column
 // is not NULL.
 func backing[T ~string](name string, p **disk.Backing, field func(*disk.Backing) *T) column {
-	return column{name, backingCodec[T]{p, field}, true}
+	return column{name: name, codec: backingCodec[T]{p, field}, optional: true}
 }
 
 type backingCodec[T ~string] struct {

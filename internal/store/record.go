@@ -45,7 +45,7 @@ var (
 
 	volumes = newTable("volumes", "volume", func(r *disk.Volume) []column {
 		return []column{
-			text("id", &r.ID), text("pool_id", &r.PoolID), text("name", &r.Name), text("kind", &r.Kind),
+			text("id", &r.ID), text("pool_id", &r.PoolID), text("name", &r.Name), word("kind", &r.Kind),
 			text("state", &r.State), text("format", &r.Format), number("virtual_size", &r.VirtualSize),
 			number("requested_size", &r.RequestedSize), number("cluster_size", &r.ClusterSize),
 			backing("backing_id", &r.Backing, func(b *disk.Backing) *disk.VolumeID { return &b.VolumeID }),

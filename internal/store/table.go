@@ -38,7 +38,7 @@ type table[R any] struct {
 	name, noun string
 	columns    func(*R) []column
 	key        string
-	optional   map[string]bool // every column, and whether "" means NULL in it
+	byName     map[string]column // of a record that nobody uses
 	referrers  []reference
 	journalled bool // written through the journal's methods only
 
@@ -49,10 +49,10 @@ type table[R any] struct {
 type reference struct{ noun, table, column string }
 
 func newTable[R any](name, noun string, columns func(*R) []column, referrers ...reference) *table[R] {
-	t := &table[R]{name: name, noun: noun, columns: columns, optional: map[string]bool{}, referrers: referrers}
+	t := &table[R]{name: name, noun: noun, columns: columns, byName: map[string]column{}, referrers: referrers}
 	var names, places, sets []string
 	for i, c := range columns(new(R)) {
-		t.optional[c.name] = c.optional
+		t.byName[c.name] = c
 		names = append(names, c.name)
 		places = append(places, fmt.Sprintf("$%d", i+1))
 		if i > 0 {
@@ -88,7 +88,13 @@ func (t Table[K, R]) Get(ctx context.Context, id K) (R, error) {
 // One returns the record that meets every condition; none is errs.NotFound and
 // several are errs.Conflict.
 func (t Table[K, R]) One(ctx context.Context, where ...Where) (R, error) {
-	rows, _, err := t.List(ctx, Query{Where: where, Limit: 2})
+	cond, args, err := t.conditions(where)
+	if err != nil {
+		return *new(R), err
+	}
+	// Unordered: an engine that is asked for two rows in the order of ids may
+	// rather look through all ids than use an index on the conditions.
+	rows, err := t.read(ctx, t.spec.selectSQL+clause(cond)+" LIMIT 2", args...)
 	switch {
 	case err != nil:
 	case len(rows) == 1:
@@ -243,7 +249,7 @@ func (t Table[K, R]) read(ctx context.Context, text string, args ...any) ([]R, e
 // conditions turns where into SQL conditions and their arguments.
 func (t Table[K, R]) conditions(where []Where) (cond []string, args []any, err error) {
 	for _, w := range where {
-		optional, known := t.spec.optional[w.Column]
+		column, known := t.spec.byName[w.Column]
 		if !known {
 			return nil, nil, errs.New(errs.Internal, t.spec.noun+".find", w.Column, "the table %s has no such column", t.spec.name)
 		}
@@ -251,8 +257,12 @@ func (t Table[K, R]) conditions(where []Where) (cond []string, args []any, err e
 		if err != nil {
 			return nil, nil, err
 		}
-		if v == nil || optional && v == "" {
+		if v == nil || column.optional && v == "" {
 			cond = append(cond, w.Column+" IS NULL")
+			continue
+		}
+		if column.word && isWord(v) {
+			cond = append(cond, fmt.Sprintf("%s = '%s'", w.Column, v))
 			continue
 		}
 		args = append(args, v)

@@ -91,7 +91,7 @@ CREATE UNIQUE INDEX volumes_name ON volumes (name, pool_id); -- also finds a nam
 CREATE UNIQUE INDEX volumes_base ON volumes (pool_id, content, format) WHERE kind = 'base' AND content <> '';
 CREATE INDEX volumes_by_pool ON volumes (pool_id, id);
 CREATE INDEX volumes_by_backing ON volumes (backing_id) WHERE backing_id IS NOT NULL;
-CREATE INDEX volumes_by_content ON volumes (content) WHERE content <> '';
+CREATE INDEX volumes_by_content ON volumes (content, pool_id) WHERE kind = 'base';
 
 -- What each pool's volumes add up to, kept by the statements that write volumes,
 -- so that planning does not read every volume.

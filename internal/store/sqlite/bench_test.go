@@ -141,7 +141,7 @@ func benchVolume(n int64) disk.Volume {
 func prepareBench(b *testing.B, s *store.Store) {
 	b.Helper()
 	err := s.Update(b.Context(), func(ctx context.Context, tx *store.Tx) error {
-		base := disk.Volume{ID: "v", PoolID: "p", Name: "base.raw", Kind: disk.KindBase, State: disk.VolumeReady, Format: "raw"}
+		base := disk.Volume{ID: "v", PoolID: "p", Name: "base.raw", Kind: disk.KindBase, State: disk.VolumeReady, Format: "raw", Content: "b3-4m:00"}
 		_, _, err := s.InsertOperation(ctx, tx, benchOperation())
 		return errors.Join(err,
 			tx.Domains.Insert(ctx, disk.Domain{ID: "d", Identity: "fs:d", Overcommit: 1000}),
@@ -196,6 +196,17 @@ func BenchmarkPage(b *testing.B) {
 			}
 		})
 	}
+	b.Run("base", func(b *testing.B) {
+		for b.Loop() {
+			err := s.View(b.Context(), func(ctx context.Context, tx *store.Tx) error {
+				_, err := tx.Volumes.One(ctx, store.Eq("pool_id", "p"), store.Eq("kind", disk.KindBase), store.Eq("content", "b3-4m:00"))
+				return err
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 	b.Run("sums", func(b *testing.B) {
 		for b.Loop() {
 			err := s.View(b.Context(), func(ctx context.Context, tx *store.Tx) error {

@@ -265,6 +265,9 @@ func testQueries(t *testing.T, place Place) {
 			{"number", []store.Where{store.Eq("generation", 3)}, 1},
 			{"time", []store.Where{store.Eq("created_at", epoch)}, 2},
 			{"nothing", []store.Where{store.Eq("name", "none")}, 0},
+			{"a base's content", []store.Where{store.Eq("pool_id", "p"), store.Eq("kind", disk.KindBase), store.Eq("content", "b3-4m:b")}, 1},
+			{"no word", []store.Where{store.Eq("kind", "base' OR kind <> '")}, 0},
+			{"the empty word", []store.Where{store.Eq("kind", "")}, 0},
 		}
 		for _, row := range rows {
 			if n, err := tx.Volumes.Count(ctx, row.where...); err != nil || n != row.want {
