@@ -92,11 +92,11 @@ func (a *app) wait(ctx context.Context, c *client.Client, op api.Operation) (api
 	p := a.progress()
 	defer p.close()
 	for !op.Final() {
-		p.show(op.Kind, op.Progress)
 		next, err := c.OperationWait(ctx, op.ID, time.Second)
 		switch {
 		case err == nil:
 			op = next
+			p.show(op.Kind, op.Progress) // what ends within a second shows nothing
 		case ctx.Err() != nil:
 			return op, errs.New(errs.Cancelled, "cli", "", "stopped waiting; operation %s goes on", op.ID).
 				WithHint("wait again: tarn operation wait %s; cancel it: tarn operation cancel %s", op.ID, op.ID)

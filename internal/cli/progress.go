@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
@@ -37,8 +38,8 @@ type bar struct {
 	app  *app
 	all  *mpb.Progress
 	bar  *mpb.Bar
-	text api.Progress
-	open bool // a line without a bar stands there
+	pace atomic.Value // string; the bar is drawn by a goroutine of its own
+	open bool         // a line without a bar stands there
 }
 
 func (b *bar) show(what string, p api.Progress) {
@@ -49,16 +50,16 @@ func (b *bar) show(what string, p api.Progress) {
 		}
 		return
 	}
-	b.text = p
+	b.pace.Store(" " + pace(p))
 	if b.bar == nil {
 		b.all = mpb.New(mpb.WithOutput(b.app.Err), mpb.WithWidth(60))
-		b.bar = b.all.AddBar(p.Total,
+		b.bar = b.all.AddBar(0, // a bar's total can change only if it begins without one
 			mpb.BarRemoveOnComplete(),
 			mpb.PrependDecorators(decor.Name(what+" ")),
-			mpb.AppendDecorators(decor.Percentage(), decor.Any(func(decor.Statistics) string { return " " + pace(b.text) })))
+			mpb.AppendDecorators(decor.Percentage(), decor.Any(func(decor.Statistics) string { return b.pace.Load().(string) })))
 	}
 	b.bar.SetTotal(p.Total, false)
-	b.bar.SetCurrent(min(p.Done, p.Total-1)) // the end is reported by close
+	b.bar.SetCurrent(p.Done)
 }
 
 func (b *bar) close() {

@@ -34,6 +34,7 @@ func (b *Bytes) Resolve(ctx huma.Context) []error {
 // which the caller of source closes.
 func (b *Bytes) source(s *Server, name string) (ingest.Source, error) {
 	if b.Descriptor == "" {
+		b.w.Header().Set("Connection", "close") // its deadlines are the upload's alone
 		return ingest.Source{Stream: s.upload(b), Size: b.r.ContentLength, Name: name}, nil
 	}
 	f, err := takeDescriptor(b.r.Context())
@@ -59,11 +60,15 @@ type upload struct {
 	count   func(int64)
 }
 
-// Read reads as an io.Reader does.
+// Read reads as an io.Reader does. Behind the end of the body nothing is
+// expected any more, so no deadline may end the call then.
 func (u *upload) Read(p []byte) (int, error) {
 	_ = u.control.SetReadDeadline(u.clock().Add(uploadTimeout))
 	n, err := u.body.Read(p)
 	u.count(int64(n))
+	if err != nil {
+		_ = u.control.SetReadDeadline(time.Time{})
+	}
 	return n, err
 }
 
