@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"sort"
 	"strings"
 
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/pool"
-	"github.com/tarn-storage/tarn/internal/pool/driver"
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
@@ -99,6 +97,11 @@ func (c *checkup) checkVolumes(ctx context.Context) error {
 	if c.only != "" {
 		where = append(where, store.Eq("pool_id", c.only))
 	}
+	// Whoever begins to work after this is seen when what looks wrong is looked at again.
+	w, err := query(ctx, c.e, underway)
+	if err != nil {
+		return err
+	}
 	for after := ""; ; {
 		var page []around
 		err := c.e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
@@ -108,7 +111,7 @@ func (c *checkup) checkVolumes(ctx context.Context) error {
 				return err
 			}
 			after = next
-			page, err = c.gather(ctx, tx, vols)
+			page, err = gather(ctx, tx, vols, w)
 			return err
 		})
 		if err != nil {
@@ -123,11 +126,7 @@ func (c *checkup) checkVolumes(ctx context.Context) error {
 	}
 }
 
-func (c *checkup) gather(ctx context.Context, tx *store.Tx, vols []disk.Volume) ([]around, error) {
-	w, err := underway(ctx, tx)
-	if err != nil {
-		return nil, err
-	}
+func gather(ctx context.Context, tx *store.Tx, vols []disk.Volume, w work) ([]around, error) {
 	out := make([]around, 0, len(vols))
 	for _, v := range vols {
 		a, err := surroundings(ctx, tx, v, w)
@@ -152,7 +151,11 @@ func (c *checkup) again(ctx context.Context, page []around) (out map[disk.Volume
 				vols = append(vols, *v)
 			}
 		}
-		now, err := c.gather(ctx, tx, vols)
+		w, err := underway(ctx, tx)
+		if err != nil {
+			return err
+		}
+		now, err := gather(ctx, tx, vols, w)
 		out = make(map[disk.VolumeID]around, len(now))
 		for _, a := range now {
 			out[a.volume.ID] = a
@@ -370,191 +373,4 @@ func (e *Engine) mark(ctx context.Context, v disk.Volume, to disk.VolumeState) e
 		now.State = to
 		return errors.Join(tx.Volumes.Update(ctx, now), e.emit(ctx, tx, "volume."+string(to), volumeSubject(now), ""))
 	})
-}
-
-// lookObject compares what lies in the pool with the record (I1, I2, I8, I14).
-func (c *checkup) lookObject(ctx context.Context, a around, p *pool.Pool, first bool) ([]finding, error) {
-	v := a.volume
-	obj, err := p.Describe(ctx, pool.Ref(v))
-	switch {
-	case a.out():
-		return c.lookOut(a, err), ctx.Err()
-	case errors.Is(err, errs.NotFound):
-		return []finding{c.exclude(found("I1", a.name(), "%s is on record, its bytes (%s) are not in pool %s", a.name(), v.Name, a.pool.Name), a, disk.VolumeLost)}, nil
-	case errors.Is(err, errs.Corrupt), errors.Is(err, errs.Unsafe):
-		f := found("I1", a.name(), "what lies in pool %s under the name of %s is not the volume that is on record: %v", a.pool.Name, a.name(), err)
-		return []finding{c.exclude(f, a, disk.VolumeQuarantined)}, nil
-	case err != nil:
-		return nil, err
-	}
-	var fs []finding
-	if f, err := c.lookSidecar(ctx, a, p); err != nil {
-		return nil, err
-	} else if f != nil {
-		fs = append(fs, *f)
-	}
-	if a.lease != nil || c.e.exports.has(v.ID) {
-		if first {
-			c.inUse++
-		}
-		return fs, nil
-	}
-	f, err := c.lookProtection(ctx, a, p)
-	if err != nil {
-		return nil, err
-	}
-	if f != nil {
-		fs = append(fs, *f)
-	}
-	if f, err = c.lookContainer(ctx, a, p, obj, first); f != nil {
-		fs = append(fs, *f)
-	}
-	return fs, err
-}
-
-// lookOut finds a lost volume whose bytes are there again.
-func (c *checkup) lookOut(a around, described error) []finding {
-	if a.volume.State != disk.VolumeLost || described != nil {
-		return nil
-	}
-	return []finding{found("I1", a.name(), "%s is recorded as lost, and its bytes are in pool %s again", a.name(), a.pool.Name).
-		repair("takes it into use again", func(ctx context.Context) (string, error) {
-			return "took it into use again", c.e.mark(ctx, a.volume, disk.VolumeReady)
-		})}
-}
-
-// lookSidecar compares what the sidecar says with the records (I14). A live
-// database wins.
-func (c *checkup) lookSidecar(ctx context.Context, a around, p *pool.Pool) (*finding, error) {
-	got, err := p.SidecarOf(ctx, a.volume.Name)
-	var f finding
-	switch {
-	case errors.Is(err, errs.Version):
-		f = found("I13", a.name(), "the sidecar of %s was written by a newer tarn: %v", a.name(), err).advise("use the tarn that wrote it")
-		return &f, nil
-	case errors.Is(err, errs.NotFound):
-		f = found("I14", a.name(), "%s has lost its sidecar", a.name())
-	case errors.Is(err, errs.Corrupt):
-		f = found("I14", a.name(), "the sidecar of %s cannot be read: %v", a.name(), err)
-	case err != nil:
-		return nil, err
-	case sameSidecar(got, a.sidecar()):
-		return nil, nil
-	default:
-		f = found("I14", a.name(), "the sidecar of %s says something else than the records: %s", a.name(), difference(described(got), described(a.sidecar())))
-	}
-	f = f.repair("rewrites the sidecar from the records", func(ctx context.Context) (string, error) {
-		return "rewrote the sidecar from the records", c.e.renewSidecar(ctx, a.volume.ID)
-	})
-	return &f, nil
-}
-
-// lookProtection checks who may read and write a volume's bytes (I14).
-func (c *checkup) lookProtection(ctx context.Context, a around, p *pool.Pool) (*finding, error) {
-	pr, ok := p.Driver.(driver.Protector)
-	if !ok {
-		return nil, nil
-	}
-	base := a.volume.Kind == disk.KindBase
-	wrong, err := pr.Exposure(ctx, pool.Ref(a.volume), base)
-	if err != nil || wrong == "" {
-		return nil, err
-	}
-	f := found("I14", a.name(), "others may reach the bytes of %s than should: %s", a.name(), wrong).
-		repair("gives it back its owner and mode", func(ctx context.Context) (string, error) {
-			return "gave it back its owner and mode", pr.Protect(ctx, pool.Ref(a.volume), base)
-		})
-	return &f, nil
-}
-
-// lookContainer compares the container of a volume that nobody has with its
-// record (I2, I8).
-func (c *checkup) lookContainer(ctx context.Context, a around, p *pool.Pool, obj driver.Object, first bool) (*finding, error) {
-	if a.volume.Kind == disk.KindDisk {
-		err := p.InUse(ctx, a.volume)
-		if errors.Is(err, errs.Busy) {
-			if first {
-				c.inUse++
-			}
-			f := found("I8", a.name(), "%s is attached to nothing on record, and %v", a.name(), message(err)).
-				advise("stop that program, or let it go on and take the lease: tarn disk attach %s", a.name())
-			return &f, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	err := p.Examine(ctx, a.volume, obj)
-	if !errors.Is(err, errs.Corrupt) {
-		return nil, err
-	}
-	f := c.exclude(found("I2", a.name(), "the bytes of %s contradict its record: %v", a.name(), message(err)), a, disk.VolumeCorrupt)
-	return &f, nil
-}
-
-// message is what an error says without where it happened.
-func message(err error) string {
-	var e *errs.Error
-	if errors.As(err, &e) {
-		return e.Message
-	}
-	return err.Error()
-}
-
-// difference names, for a person, up to three fields in which two records differ.
-func difference(got, want any) string {
-	g, w := map[string]string{}, map[string]string{}
-	flatten("", plainValue(got), g)
-	flatten("", plainValue(want), w)
-	names := map[string]bool{}
-	for _, m := range []map[string]string{g, w} {
-		for k := range m {
-			if g[k] != w[k] {
-				names[k] = true
-			}
-		}
-	}
-	var out []string
-	for k := range names {
-		out = append(out, fmt.Sprintf("%s is %s, on record is %s", k, orNothing(g[k]), orNothing(w[k])))
-	}
-	sort.Strings(out)
-	if len(out) > 3 {
-		out = append(out[:3], fmt.Sprintf("and %d more", len(names)-3))
-	}
-	return strings.Join(out, "; ")
-}
-
-func orNothing(s string) string {
-	if s == "" {
-		return "nothing"
-	}
-	return s
-}
-
-func plainValue(v any) (out any) {
-	b, err := json.Marshal(v)
-	if err == nil {
-		err = json.Unmarshal(b, &out)
-	}
-	if err != nil {
-		return nil
-	}
-	return out
-}
-
-func flatten(path string, v any, into map[string]string) {
-	switch v := v.(type) {
-	case map[string]any:
-		for k, x := range v {
-			flatten(strings.TrimPrefix(path+"."+k, "."), x, into)
-		}
-	case []any:
-		for i, x := range v {
-			flatten(fmt.Sprintf("%s[%d]", path, i), x, into)
-		}
-	default:
-		b, _ := json.Marshal(v) // came from JSON
-		into[path] = string(b)
-	}
 }
