@@ -63,7 +63,9 @@ func (e *Engine) ensureOnce(ctx context.Context, c *journal.Call, a ensureArgs) 
 	switch {
 	case err == nil && base.State == disk.VolumeReady:
 		return true, nil
-	case err == nil && base.State == disk.VolumeCreating, err == nil && base.State == disk.VolumeDeleting:
+	case err == nil && base.State == disk.VolumeDeleting:
+		return false, errs.New(errs.Busy, "disk.create", i.Name, "the base of image %s is just being deleted", i.Name).WithHint("try again")
+	case err == nil && base.State == disk.VolumeCreating:
 		return false, e.joined(e.await(ctx, c, journal.ID(base.CreatedBy)))
 	case err == nil:
 		return false, errs.New(errs.Corrupt, "disk.create", base.Name, "the base of image %s is %s", i.Name, base.State).WithHint("run tarn doctor")

@@ -142,14 +142,9 @@ func imageBytes() []byte {
 func (w *world) check(t *testing.T) {
 	t.Helper()
 	err := w.with(func(ctx context.Context, e *engine.Engine) error {
-		var report api.Report
-		if d, ok := any(e).(interface {
-			Doctor(context.Context, api.Doctor) (api.Report, error)
-		}); ok {
-			var err error
-			if report, err = d.Doctor(ctx, api.Doctor{}); err != nil {
-				return err
-			}
+		report, err := e.Doctor(ctx, api.Doctor{})
+		if err != nil {
+			return err
 		}
 		for _, p := range report.Problems {
 			t.Errorf("doctor: %s %s: %s", p.Invariant, p.Object, p.Detail)

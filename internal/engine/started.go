@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"sync"
 
 	"github.com/tarn-storage/tarn/errs"
@@ -86,9 +85,6 @@ func (e *Engine) openPools(ctx context.Context) error {
 			continue
 		}
 		if err := e.openPool(ctx, r); err != nil {
-			if errors.Is(err, errs.Version) {
-				return err
-			}
 			e.cfg.Log.Warn("a pool could not be started", "pool", r.Name, "error", err)
 		}
 	}
