@@ -16,6 +16,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/config"
@@ -137,9 +139,14 @@ func startEngine(ctx context.Context, c config.Config, s *store.Store, b *ballas
 		return nil, err
 	}
 	return engine.New(ctx, engine.Config{
-		Store: s, Host: host, Types: all.Types(), Ingest: ingest.Config{User: worker}, DefaultPool: c.DefaultPool,
+		Store: s, Host: host, Types: all.Types(), Ingest: ingest.Config{User: worker, Spool: nameless(c.StateDir)}, DefaultPool: c.DefaultPool,
 		Clock: time.Now, Log: log, Version: api.Build().Version, Ballast: b,
 	})
+}
+
+// nameless makes files in dir that have no name and go when they are closed.
+func nameless(dir string) func() (*os.File, error) {
+	return func() (*os.File, error) { return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600) }
 }
 
 // workerUser looks up whom the confined worker runs as; nil leaves the choice

@@ -43,8 +43,11 @@ var programs = map[Program]program{
 // searchPath is where programs are looked for, and PATH of what is started.
 var searchPath = "/usr/sbin:/usr/bin:/sbin:/bin"
 
-// environment is the whole environment of every process that is started.
-func environment() []string { return []string{"PATH=" + searchPath, "LC_ALL=C"} }
+// environment is the whole environment of every process that is started. A
+// crashing worker says nothing of its memory.
+func environment() []string {
+	return []string{"PATH=" + searchPath, "LC_ALL=C", "GOTRACEBACK=none"}
+}
 
 // String returns the program's name as it is looked up.
 func (p Program) String() string {
@@ -85,7 +88,7 @@ type Output struct {
 }
 
 // Run starts c's program and waits for it. Standard input is /dev/null, and
-// the environment is PATH and LC_ALL=C alone. When ctx ends first, the
+// the environment is fixed. When ctx ends first, the
 // program and all processes of its group are killed and the error's kind is
 // errs.Cancelled. A program that is missing is errs.Unavailable, one that
 // reports a full file system errs.NoSpace, every other failure errs.Internal;
