@@ -187,6 +187,16 @@ func (c *checkup) checkOperations(ctx context.Context) error {
 	for _, op := range ops {
 		c.add(ctx, c.stuck(op))
 	}
+	if err != nil {
+		return err
+	}
+	held, err := query(ctx, c.e, func(ctx context.Context, tx *store.Tx) ([]string, error) { return tx.HeldByEnded(ctx) })
+	for _, r := range held {
+		c.add(ctx, found("I12", r, "an operation that has ended still holds %s, so that no other can work on it", r).
+			repair("releases it", func(ctx context.Context) (string, error) {
+				return "released it", c.e.store.Update(ctx, func(ctx context.Context, tx *store.Tx) error { return tx.ReleaseEnded(ctx) })
+			}))
+	}
 	return err
 }
 

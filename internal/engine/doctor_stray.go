@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -76,6 +77,7 @@ func inBatches(names []string, do func([]string) error) error {
 
 func (c *checkup) checkObjects(ctx context.Context, r disk.Pool, p *pool.Pool) error {
 	var names, foreign []string
+	var orphans []orphan
 	for obj, err := range p.List(ctx) {
 		if err != nil {
 			return err
@@ -91,11 +93,19 @@ func (c *checkup) checkObjects(ctx context.Context, r disk.Pool, p *pool.Pool) e
 			if errors.Is(err, errs.NotFound) {
 				foreign, err = append(foreign, name), nil
 			} else if err == nil {
-				err = c.checkOrphan(ctx, r, p, name)
+				orphans = append(orphans, c.e.readOrphan(ctx, p, r, name))
 			}
 		}
 		return err
 	})
+	slices.SortStableFunc(orphans, func(a, b orphan) int { // bases before what reads from them
+		return boolInt(a.sidecar.Volume.Kind != disk.KindBase) - boolInt(b.sidecar.Volume.Kind != disk.KindBase)
+	})
+	for _, o := range orphans {
+		if err == nil {
+			err = c.checkOrphan(ctx, r, p, o)
+		}
+	}
 	if n := len(foreign); n > 0 {
 		more := ""
 		if n > foreignNamed {
@@ -110,16 +120,16 @@ func (c *checkup) checkObjects(ctx context.Context, r disk.Pool, p *pool.Pool) e
 // It can be taken into the records as pool import would do it, if nothing on
 // record contradicts it: that happens when an older copy of the database was
 // put back. Else it stays as it is.
-func (c *checkup) checkOrphan(ctx context.Context, r disk.Pool, p *pool.Pool, name string) error {
-	s, err := c.e.readOrphan(ctx, p, r, name)
-	if errors.Is(err, errs.NotFound) {
+func (c *checkup) checkOrphan(ctx context.Context, r disk.Pool, p *pool.Pool, o orphan) error {
+	s, err := o.sidecar, o.err
+	if _, gone := p.Describe(ctx, driver.Ref{Name: o.name}); errors.Is(gone, errs.NotFound) {
 		return nil // deleted meanwhile
 	}
-	still, uerr := c.unknown(ctx, r, []string{name})
+	still, uerr := c.unknown(ctx, r, []string{o.name})
 	if uerr != nil || len(still) == 0 {
 		return uerr
 	}
-	object := r.Name + "/" + name
+	object := r.Name + "/" + o.name
 	f := found("I1", object, "%s carries tarn's sidecar and has no record", object).
 		advise("it was left as it is; move it out of the pool if it is not needed")
 	if err == nil {
@@ -137,18 +147,26 @@ func (c *checkup) checkOrphan(ctx context.Context, r disk.Pool, p *pool.Pool, na
 	return nil
 }
 
+// orphan is an object with tarn's sidecar and without a record.
+type orphan struct {
+	name    string
+	sidecar disk.Sidecar
+	err     error // why the sidecar does not tell of the object
+}
+
 // readOrphan reads the sidecar of the object that has name, and completes it
 // with what the driver sees.
-func (e *Engine) readOrphan(ctx context.Context, p *pool.Pool, r disk.Pool, name string) (disk.Sidecar, error) {
+func (e *Engine) readOrphan(ctx context.Context, p *pool.Pool, r disk.Pool, name string) orphan {
+	o := orphan{name: name}
 	data, err := p.Sidecar(ctx, name)
-	if err != nil {
-		return disk.Sidecar{}, err
+	if err == nil {
+		o.sidecar, err = e.readSidecar(ctx, p, driver.Record{Name: name, Data: data})
 	}
-	s, err := e.readSidecar(ctx, p, driver.Record{Name: name, Data: data})
-	if err == nil && s.Volume.PoolID != r.ID {
-		err = errs.New(errs.Conflict, "doctor", name, "its sidecar was written in another pool (%s)", s.Volume.PoolID)
+	if err == nil && o.sidecar.Volume.PoolID != r.ID {
+		err = errs.New(errs.Conflict, "doctor", name, "its sidecar was written in another pool (%s)", o.sidecar.Volume.PoolID)
 	}
-	return s, err
+	o.err = err
+	return o
 }
 
 // adoptable returns why the orphan that s describes cannot be taken into the
@@ -205,7 +223,7 @@ func (c *checkup) checkSidecars(ctx context.Context, r disk.Pool, p *pool.Pool) 
 				advise("it tells what the volume was; move it out of the pool if it is not needed")
 			if l, ok := p.Driver.(driver.Leftovers); ok {
 				f = f.repair("sets it aside", func(ctx context.Context) (string, error) {
-					return "set it aside in the pool's quarantine; nothing was deleted", l.SetAside(ctx, driver.Ref{ID: "sidecar", Name: name})
+					return "set it aside in the pool's quarantine; nothing was deleted", l.SetAside(ctx, driver.Ref{Name: name})
 				})
 			}
 			c.add(ctx, f)

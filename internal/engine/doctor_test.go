@@ -281,6 +281,8 @@ func breakages() []breakage {
 		{name: "an operation that stands still", invariant: "I12", object: "stuck", detail: "asks for an operator", mended: true, sql: []string{
 			"INSERT INTO operations (id, kind, state, subject_type, subject_id, subject_name, steps, progress, error, cancel, attempts, owner, fence, created_at, updated_at) " +
 				"SELECT 'stuck', 'disk.create', 'needs_operator', 'disk', '', 'x', json_array(json_object('kind', 'config.spool/v1', 'state', 'done', 'args', json_object('volume', 'x', 'pool', p.id))), progress, '{\"kind\":\"internal\",\"message\":\"broken\"}', 0, 5, owner, fence, o.created_at, o.updated_at FROM operations o, pools p WHERE kind = 'instance.create'"}},
+		{name: "a hold that outlived its operation", invariant: "I12", object: "volume:x", detail: "has ended", mended: true,
+			sql: []string{"INSERT INTO operation_resources SELECT 'volume:x', id FROM operations WHERE kind = 'instance.create'"}},
 		{name: "a driver_info of the future", invariant: "I13", object: "web1/data0", detail: "version 2", sql: []string{"UPDATE disks SET driver_info = '{\"v\":2}' WHERE name = 'data0'"}},
 		{name: "a sidecar of the future", invariant: "I13", object: "web1/data0", detail: "newer tarn",
 			files: func(t *testing.T, pool string) {
@@ -449,4 +451,60 @@ func TestDoctorAtWork(t *testing.T) {
 		default:
 		}
 	}
+}
+
+// TestDoctorAfterReboot demands that leases of an earlier boot are released at
+// start, in the records and in the sidecars.
+func TestDoctorAfterReboot(t *testing.T) {
+	b, _ := patient(t)
+	_, err := b.InstanceAttach(context.Background(), "web1", api.Attach{As: "qemu"})
+	do(t, err)
+	b.stop()
+	b.start()
+	b.silent("a restart while attached")
+	b.sql("UPDATE leases SET boot_id = 'earlier'", "UPDATE hosts SET boot_id = 'earlier'")
+	for _, d := range must(b.Disks(context.Background(), "web1", api.Page{})).Items {
+		if d.Attached != nil {
+			t.Errorf("%s is still attached after a reboot", d.Name)
+		}
+	}
+	b.silent("a reboot")
+}
+
+// TestDoctorAfterAnOldDatabase demands that what was made since a copy of the
+// database was taken comes back, and is what it was.
+func TestDoctorAfterAnOldDatabase(t *testing.T) {
+	ctx, none := context.Background(), api.Options{}
+	b := newBench(t)
+	b.must(b.PoolCreate(ctx, none, api.PoolCreate{Name: "main", Driver: "dir", Path: filepath.Join(t.TempDir(), "pool")}))
+	old := t.TempDir()
+	b.stop()
+	do(t, os.CopyFS(old, os.DirFS(b.state)))
+	b.start()
+	b.image("debian", 1<<20, "")
+	b.must(b.InstanceCreate(ctx, none, api.InstanceCreate{Name: "web1", Disks: []api.DiskSpec{{Role: "root", Image: "debian", Size: 8 << 20, Format: "qcow2"}, {Role: "data", Size: 1 << 20}}}))
+	before := jsonOf(t, must(b.Instance(ctx, "web1")))
+	b.stop()
+	left, err := filepath.Glob(filepath.Join(b.state, "tarn.db*"))
+	do(t, err)
+	for _, f := range left {
+		do(t, os.Remove(f))
+	}
+	data, err := os.ReadFile(filepath.Join(old, "tarn.db"))
+	do(t, err, os.WriteFile(filepath.Join(b.state, "tarn.db"), data, 0o600))
+	b.start()
+	if r := b.doctor(true); len(r.Problems) != 3 {
+		t.Errorf("%d problems, want the base and two disks: %+v", len(r.Problems), r.Problems)
+	}
+	b.silent("the repair")
+	if after := jsonOf(t, must(b.Instance(ctx, "web1"))); after != before {
+		t.Errorf("the instance came back as\n%s\nwant\n%s", after, before)
+	}
+}
+
+func must[R any](r R, err error) R {
+	if err != nil {
+		panic(err)
+	}
+	return r
 }

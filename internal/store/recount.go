@@ -32,3 +32,22 @@ func (tx *Tx) Recount(ctx context.Context, id disk.PoolID) error {
 		Provisioned: want.Provisioned - have.Provisioned, Allocated: want.Allocated - have.Allocated,
 	}})
 }
+
+// HeldByEnded returns the resources that operations still hold which have
+// ended; there are none unless somebody changed the tables by other means than
+// this package.
+func (tx *Tx) HeldByEnded(ctx context.Context) (resources []string, err error) {
+	err = tx.query(ctx, `SELECT r.resource FROM operation_resources r JOIN operations o ON o.id = r.operation_id
+		WHERE o.state <> 'queued' AND o.state <> 'running' AND o.state <> 'undoing' ORDER BY r.resource`, nil, func(scan func(...any) error) error {
+		resources = append(resources, "")
+		return scan(&resources[len(resources)-1])
+	})
+	return resources, tx.failed("operation.read", "", err)
+}
+
+// ReleaseEnded gives up what HeldByEnded returns.
+func (tx *Tx) ReleaseEnded(ctx context.Context) error {
+	_, err := tx.exec(ctx, `DELETE FROM operation_resources WHERE operation_id IN
+		(SELECT id FROM operations WHERE state <> 'queued' AND state <> 'running' AND state <> 'undoing')`)
+	return tx.failed("operation.update", "", err)
+}
