@@ -411,8 +411,8 @@ func (e *Engine) unmark(ctx context.Context, r disk.Pool) error {
 	}
 	m, err := pool.ReadMarker(ctx, t, pool.Config(r))
 	switch {
-	case errors.Is(err, errs.NotFound), err == nil && m.Pool.ID != r.ID:
-		return nil
+	case errors.Is(err, errs.NotFound), errors.Is(err, errs.Invalid), errors.Is(err, errs.Unsafe), err == nil && m.Pool.ID != r.ID:
+		return nil // nothing of this pool's is there
 	case err != nil:
 		return err
 	}

@@ -255,6 +255,9 @@ func operationView(op journal.Operation) api.Operation {
 		ID: string(op.ID), Kind: op.Kind, State: string(op.State), Subject: api.Subject(op.Subject), Key: op.Key,
 		Progress: api.Progress(op.Progress), Steps: stepsView(op.Steps), Result: op.Result, CreatedAt: op.CreatedAt, UpdatedAt: op.UpdatedAt,
 	}
+	if op.State == journal.Done {
+		out.Progress.Done, out.Progress.Rate, out.Progress.ETASeconds = op.Progress.Total, 0, 0
+	}
 	if op.Error != nil {
 		out.Error = &api.Error{Kind: op.Error.Kind, Class: op.Error.Class, Op: op.Error.Op, Subject: op.Error.Subject, Message: op.Error.Message, Hint: op.Error.Hint}
 	}
