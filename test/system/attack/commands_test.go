@@ -9,9 +9,9 @@ import (
 )
 
 // command is one command line that is run against attacked disks. In args DISK
-// is a disk's reference, VOLUME its volume, FILE the file that holds it, OUT a
-// name that is free, POOL the pool's directory, OTHER another one, OP an
-// operation.
+// is a disk's reference, VICTIM its instance, VOLUME its volume, FILE the file
+// that holds it, OUT a name that is free, POOL the pool's directory, OTHER
+// another one, OP an operation.
 type command struct {
 	path    string // of the command in the tree
 	args    string // the whole command line; "" where none can touch a disk
@@ -39,22 +39,22 @@ var commands = []command{
 	{path: "pool import", args: "pool import --driver dir --path POOL", status: 4, corrupt: 4},
 
 	{path: "instance list", args: "instance list"},
-	{path: "instance show", args: "instance show victim"},
-	{path: "instance show", args: "instance show victim -o json"},
-	{path: "instance show", args: "instance show victim --as libvirt"},
-	{path: "instance show", args: "instance show victim --as qemu"},
-	{path: "instance attach", args: "instance attach victim --as libvirt"},
-	{path: "instance attach", args: "instance attach victim --as qemu -o json"},
+	{path: "instance show", args: "instance show VICTIM"},
+	{path: "instance show", args: "instance show VICTIM -o json"},
+	{path: "instance show", args: "instance show VICTIM --as libvirt"},
+	{path: "instance show", args: "instance show VICTIM --as qemu"},
+	{path: "instance attach", args: "instance attach VICTIM --as libvirt"},
+	{path: "instance attach", args: "instance attach VICTIM --as qemu -o json"},
 	{path: "disk resize", args: "disk resize DISK 8M", status: 7, corrupt: 7},
 	{path: "disk export", args: "disk export DISK OUT --format raw", status: 7, corrupt: 7},
 	{path: "doctor", args: "doctor", corrupt: anyStatus},
-	{path: "instance detach", args: "instance detach victim"},
+	{path: "instance detach", args: "instance detach VICTIM"},
 	{path: "instance rename", args: "instance rename victim again"},
 	{path: "instance rename", args: "instance rename again victim"},
 	{path: "instance create", args: "instance create twin --pool main --root img:3M"},
 
 	{path: "disk list", args: "disk list"},
-	{path: "disk list", args: "disk list --instance victim -o json"},
+	{path: "disk list", args: "disk list --instance VICTIM -o json"},
 	{path: "disk show", args: "disk show DISK"},
 	{path: "disk show", args: "disk show DISK -o json"},
 	{path: "disk show", args: "disk show DISK --as libvirt"},
@@ -68,7 +68,7 @@ var commands = []command{
 	{path: "disk resize", args: "disk resize DISK 1M --shrink", status: anyStatus, corrupt: anyStatus},
 	{path: "disk resize", args: "disk resize DISK +1M", corrupt: 10},
 	{path: "disk export", args: "disk export DISK OUT --format qcow2", corrupt: 10},
-	{path: "disk create", args: "disk create victim --data 1M,pool=main"},
+	{path: "disk create", args: "disk create VICTIM --data 1M,pool=main"},
 
 	{path: "image list", args: "image list"},
 	{path: "image show", args: "image show img"},
@@ -93,15 +93,15 @@ var commands = []command{
 
 	{path: "doctor", args: "doctor -o json", corrupt: anyStatus, before: func(w *world) { w.d.Restart() }},
 	{path: "disk export", args: "disk export DISK OUT --format raw", corrupt: 10},
-	{path: "instance show", args: "instance show victim -o json", before: func(w *world) { w.d.Kill(); w.d.Start() }},
+	{path: "instance show", args: "instance show VICTIM -o json", before: func(w *world) { w.d.Kill(); w.d.Start() }},
 
 	{path: "pool import", args: "pool import --driver dir --path POOL", before: func(w *world) { w.d.LoseDatabase() }},
 	{path: "pool import", args: "pool import --driver dir --path OTHER"},
 	{path: "doctor", args: "doctor -o json", corrupt: anyStatus},
-	{path: "disk list", args: "disk list --instance victim -o json"},
+	{path: "disk list", args: "disk list --instance VICTIM -o json"},
 	{path: "volume show", args: "volume show VOLUME -o json"},
-	{path: "instance attach", args: "instance attach victim --as qemu"},
-	{path: "instance detach", args: "instance detach victim --force --yes"},
+	{path: "instance attach", args: "instance attach VICTIM --as qemu"},
+	{path: "instance detach", args: "instance detach VICTIM --force --yes"},
 	{path: "disk export", args: "disk export DISK OUT --format raw", corrupt: 10},
 	{path: "doctor", args: "doctor --repair -o json", corrupt: anyStatus},
 
@@ -110,7 +110,7 @@ var commands = []command{
 	{path: "pool delete", args: "pool delete main --keep-data --yes", before: func(w *world) { w.twinless() }},
 	{path: "pool import", args: "pool import --driver dir --path POOL"},
 	{path: "disk delete", args: "disk delete victim/data9 --yes", before: func(w *world) { w.spare() }},
-	{path: "instance delete", args: "instance delete victim --yes", gone: true},
+	{path: "instance delete", args: "instance delete VICTIM --yes", gone: true},
 	{path: "pool delete", args: "pool delete main --yes", gone: true},
 }
 
