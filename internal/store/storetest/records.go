@@ -366,8 +366,13 @@ func testSums(t *testing.T, place Place) {
 			if p != pool || p2 != second || d != want {
 				t.Errorf("%s: got pools %+v, %+v, domain %+v\nwant %+v, %+v, %+v", when, p, p2, d, pool, second, want)
 			}
-			return errors.Join(err1, err2, err3)
+			counted, err4 := tx.CountSums(ctx, "p")
+			if counted != pool {
+				t.Errorf("%s: counted one by one %+v, want %+v", when, counted, pool)
+			}
+			return errors.Join(err1, err2, err3, err4)
 		})
+		update(t, s, func(ctx context.Context, tx *store.Tx) error { return tx.Recount(ctx, "p") })
 	}
 	check("seeded")
 	x := with(newVolume("x"), func(r *disk.Volume) {
