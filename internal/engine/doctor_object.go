@@ -22,7 +22,7 @@ func (c *checkup) lookObject(ctx context.Context, a around, p *pool.Pool, first 
 	case a.out():
 		return c.lookOut(a, err), ctx.Err()
 	case errors.Is(err, errs.NotFound):
-		return []finding{c.exclude(found("I1", a.name(), "%s is on record, its bytes (%s) are not in pool %s", a.name(), v.Name, a.pool.Name), a, disk.VolumeLost)}, nil
+		return []finding{c.gone(a)}, nil
 	case errors.Is(err, errs.Corrupt), errors.Is(err, errs.Unsafe):
 		f := found("I1", a.name(), "what lies in pool %s under the name of %s is not the volume that is on record: %v", a.pool.Name, a.name(), err)
 		return []finding{c.exclude(f, a, disk.VolumeQuarantined)}, nil

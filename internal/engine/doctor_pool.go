@@ -158,6 +158,9 @@ func (c *checkup) checkDomains(ctx context.Context) error {
 			continue
 		}
 		u, err := p.Stat(ctx)
+		if _, open := c.open(id); !open {
+			continue // stopped meanwhile
+		}
 		if err != nil {
 			return err
 		}

@@ -27,7 +27,11 @@ func (c *checkup) checkStrays(ctx context.Context) error {
 			continue
 		}
 		for _, check := range []func(context.Context, disk.Pool, *pool.Pool) error{c.checkObjects, c.checkSidecars, c.checkStaged} {
-			if err := check(ctx, c.pools[id], p); err != nil {
+			err := check(ctx, c.pools[id], p)
+			if _, open := c.open(id); !open {
+				break // stopped meanwhile
+			}
+			if err != nil {
 				return err
 			}
 		}

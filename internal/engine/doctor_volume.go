@@ -230,7 +230,19 @@ func (c *checkup) look(ctx context.Context, a around, first bool) ([]finding, er
 	if !open || c.guests.doubted[a.volume.ID] {
 		return nil, nil
 	}
-	return c.lookObject(ctx, a, p, first)
+	fs, err := c.lookObject(ctx, a, p, first)
+	switch _, open := c.open(a.volume.PoolID); {
+	case !open:
+		return nil, ctx.Err() // stopped meanwhile
+	case errors.Is(err, errs.NotFound):
+		return []finding{c.gone(a)}, nil
+	}
+	return fs, err
+}
+
+// gone says that a volume on record is not in its pool.
+func (c *checkup) gone(a around) finding {
+	return c.exclude(found("I1", a.name(), "%s is on record, its bytes (%s) are not in pool %s", a.name(), a.volume.Name, a.pool.Name), a, disk.VolumeLost)
 }
 
 // lookRecord judges what the record of a volume says by itself (I1, I2, I13).
