@@ -434,10 +434,13 @@ type Version struct {
 }
 
 // Options are what every changing call takes besides its request. A call
-// repeated with the same RequestID returns the first call's operation.
+// repeated with the same RequestID returns the first call's operation. A call
+// over HTTP answers when its operation has ended, or after Wait; one that is cut
+// while it waits goes on, and its RequestID finds it again.
 type Options struct {
 	RequestID string
 	DryRun    bool
+	Wait      time.Duration // in seconds; 0 answers at once
 }
 
 // Outcome is the answer of a changing call: a Plan for a dry run, else the

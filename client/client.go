@@ -185,6 +185,9 @@ func (r request) with(o api.Options) request {
 	if o.DryRun {
 		r.query = set(r.query, "dry_run", "true")
 	}
+	if o.Wait > 0 {
+		r.query = set(r.query, "wait", seconds(o.Wait))
+	}
 	return r
 }
 

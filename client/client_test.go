@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -138,12 +139,12 @@ func TestNames(t *testing.T) {
 
 func TestOptionsTravel(t *testing.T) {
 	c := open(t, serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get(api.RequestIDHeader) != "k1" || r.URL.Query().Get("dry_run") != "true" || r.URL.Query().Get("keep_data") != "true" {
+		if r.Header.Get(api.RequestIDHeader) != "k1" || r.URL.Query().Get("dry_run") != "true" || r.URL.Query().Get("wait") != "60" || r.URL.Query().Get("keep_data") != "true" {
 			w.WriteHeader(http.StatusBadRequest)
 		}
 		json.NewEncoder(w).Encode(api.Outcome{Plan: &api.Plan{Kind: r.Method}})
 	}))
-	out, err := c.PoolDelete(t.Context(), api.Options{RequestID: "k1", DryRun: true}, "p", true)
+	out, err := c.PoolDelete(t.Context(), api.Options{RequestID: "k1", DryRun: true, Wait: time.Minute}, "p", true)
 	if err != nil || out.Plan == nil || out.Plan.Kind != http.MethodDelete {
 		t.Errorf("got %+v, %v, want the plan of a DELETE with all options", out, err)
 	}

@@ -17,7 +17,7 @@ func Example() {
 	ctx := context.Background()
 	c := client.New(client.Search{Env: os.Getenv("TARN_SOCKET"), RuntimeDir: os.Getenv("XDG_RUNTIME_DIR")})
 	defer c.Close()
-	out, err := c.InstanceCreate(ctx, api.Options{RequestID: "web1-2026"}, api.InstanceCreate{
+	out, err := c.InstanceCreate(ctx, api.Options{RequestID: "web1-2026", Wait: time.Minute}, api.InstanceCreate{
 		Name:  "web1",
 		Disks: []api.DiskSpec{{Role: "root", Image: "debian12", Size: 20 << 30}, {Role: "data", Size: 100 << 30}},
 	})

@@ -36,8 +36,8 @@ func (c *Change) Resolve(ctx huma.Context) []error {
 	return nil
 }
 
-func (c *Change) options() (api.Options, time.Duration) {
-	return api.Options{RequestID: c.RequestID, DryRun: c.DryRun}, time.Duration(c.Wait) * time.Second
+func (c *Change) options() api.Options {
+	return api.Options{RequestID: c.RequestID, DryRun: c.DryRun, Wait: time.Duration(c.Wait) * time.Second}
 }
 
 // The inputs of changing calls by what they carry.
@@ -99,7 +99,7 @@ func query[I, B any](s *Server, op huma.Operation, f func(context.Context, *I) (
 // change registers a call that answers with an outcome.
 func change[I any, P interface {
 	*I
-	options() (api.Options, time.Duration)
+	options() api.Options
 }](s *Server, op huma.Operation, f func(context.Context, api.Options, *I) (api.Outcome, error)) {
 	op.DefaultStatus = http.StatusOK
 	op.Responses = map[string]*huma.Response{
@@ -107,12 +107,12 @@ func change[I any, P interface {
 		"default": s.response("Error", typeOf[Failure]()),
 	}
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*changed, error) {
-		o, wait := P(in).options()
+		o := P(in).options()
 		out, err := f(ctx, o, in)
 		if err != nil {
 			return nil, fail(err)
 		}
-		return s.settle(ctx, out, wait)
+		return s.settle(ctx, out, o.Wait)
 	})
 }
 
