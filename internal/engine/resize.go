@@ -10,6 +10,8 @@ import (
 	"github.com/tarn-storage/tarn/internal/generate"
 	"github.com/tarn-storage/tarn/internal/journal"
 	"github.com/tarn-storage/tarn/internal/plan"
+	"github.com/tarn-storage/tarn/internal/pool"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
@@ -60,6 +62,9 @@ func (e *Engine) DiskResize(ctx context.Context, o api.Options, ref string, r ap
 	if err := e.notInUse(ctx, []disk.Volume{rec.volume}); err != nil {
 		return api.Outcome{}, err
 	}
+	if err := e.opens(ctx, p, rec.volume); err != nil {
+		return api.Outcome{}, errs.Wrap(err, "disk.resize", subject.Name)
+	}
 	a := resizeArgs{Volume: rec.volume.ID, From: rec.volume.VirtualSize, To: disk.RoundUp(want, p.Caps.SizeUnit), Requested: want, WasAsked: rec.volume.RequestedSize}
 	space, err := e.measure(ctx, rec.pool.DomainID)
 	if err != nil {
@@ -74,6 +79,21 @@ func (e *Engine) DiskResize(ctx context.Context, o api.Options, ref string, r ap
 		return e.intendResize(ctx, tx, a, rec.pool.DomainID, space)
 	}
 	return e.submit(ctx, o, d)
+}
+
+// opens reports why a volume is not what its record says, or nil. A container
+// that a guest has damaged is refused by it before an operation starts on it,
+// which could go neither on nor back.
+func (e *Engine) opens(ctx context.Context, p *pool.Pool, v disk.Volume) error {
+	chain, err := e.chain(ctx, v)
+	if err != nil {
+		return err
+	}
+	c, err := p.OpenChain(ctx, chain, driver.Read)
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // intendResize promises the space of a grow and marks the volume.
