@@ -26,6 +26,7 @@ type target struct {
 	size   int64  // of the disk, as recorded
 	format string // as recorded
 	bytes  []byte // what the attack left in the file
+	deep   bool   // the damage is where growing does not look
 }
 
 // world is a daemon, a pool, and an instance whose disks were attacked.
@@ -216,6 +217,9 @@ func (w *world) run(c command, target *target) {
 			w.outs++
 			out = filepath.Join(w.dir, fmt.Sprintf("out%d", w.outs))
 			args[i] = out
+		case "NEW":
+			w.outs++
+			args[i] = fmt.Sprintf("stolen%d", w.outs)
 		case "POOL":
 			args[i] = w.path("pool")
 		case "OTHER":
@@ -232,6 +236,13 @@ func (w *world) run(c command, target *target) {
 	what := ""
 	if target != nil {
 		what = target.form
+	}
+	if target != nil && c.args == growing && r.Status == 0 && (target.deep || !w.corrupt) {
+		want = 0
+		target.size += 1 << 20
+		if w.corrupt { // the container is tarn's to change
+			target.bytes = read(w.t, target.path)
+		}
 	}
 	if want != anyStatus && r.Status != want {
 		w.t.Errorf("%s: want exit status %d of %v", what, want, r)
@@ -317,9 +328,6 @@ func (w *world) checkTargets(c command) {
 		shown[d.Volume] = d
 	}
 	for _, target := range w.targets {
-		if !w.corrupt && c.args == "disk resize DISK +1M" {
-			target.size += 1 << 20
-		}
 		got, err := os.ReadFile(target.path)
 		if err != nil || !bytes.HasPrefix(got, target.bytes) {
 			w.t.Errorf("%s: the disk's bytes changed (%d bytes, %v) by tarn %s", target.form, len(got), err, c.args)

@@ -10,7 +10,7 @@ import (
 
 // command is one command line that is run against attacked disks. In args DISK
 // is a disk's reference, VICTIM its instance, VOLUME its volume, FILE the file
-// that holds it, OUT a name that is free, POOL the pool's directory, OTHER
+// that holds it, OUT and NEW names that are free, POOL the pool's directory, OTHER
 // another one, OP an operation.
 type command struct {
 	path    string // of the command in the tree
@@ -66,7 +66,7 @@ var commands = []command{
 	{path: "disk export", args: "disk export DISK OUT --format qcow2", corrupt: 10},
 	{path: "disk export", args: "disk export DISK - --format raw", corrupt: 10},
 	{path: "disk resize", args: "disk resize DISK 1M --shrink", status: anyStatus, corrupt: anyStatus},
-	{path: "disk resize", args: "disk resize DISK +1M", corrupt: 10},
+	{path: "disk resize", args: growing, corrupt: 10},
 	{path: "disk export", args: "disk export DISK OUT --format qcow2", corrupt: 10},
 	{path: "disk create", args: "disk create VICTIM --data 1M,pool=main"},
 
@@ -74,8 +74,8 @@ var commands = []command{
 	{path: "image show", args: "image show img"},
 	{path: "image inspect", args: "image inspect FILE --format raw", status: 5, corrupt: anyStatus},
 	{path: "image inspect", args: "image inspect FILE --format qcow2", status: 5, corrupt: 5},
-	{path: "image import", args: "image import stolen FILE --format raw --pool main", status: 5, corrupt: anyStatus},
-	{path: "image import", args: "image import stolen FILE --format qcow2 --pool main", status: 5, corrupt: 5},
+	{path: "image import", args: "image import NEW FILE --format raw --pool main", status: 5, corrupt: anyStatus},
+	{path: "image import", args: "image import NEW FILE --format qcow2 --pool main", status: 5, corrupt: 5},
 	{path: "image rename", args: "image rename img img2"},
 	{path: "image rename", args: "image rename img2 img"},
 	{path: "cache list", args: "cache list -o json"},
@@ -111,8 +111,11 @@ var commands = []command{
 	{path: "pool import", args: "pool import --driver dir --path POOL"},
 	{path: "disk delete", args: "disk delete victim/data9 --yes", before: func(w *world) { w.spare() }},
 	{path: "instance delete", args: "instance delete VICTIM --yes", gone: true},
-	{path: "pool delete", args: "pool delete main --yes", gone: true},
+	{path: "pool delete", args: "pool delete main --yes", corrupt: anyStatus, gone: true},
 }
+
+// growing is the one command line that changes a disk's file.
+const growing = "disk resize DISK +1M"
 
 // anyStatus is where a refusal is as good as obedience.
 const anyStatus = -2
