@@ -43,7 +43,7 @@ const (
 // can be opened on machines where no guest ever runs in it.
 var kvmStalled atomic.Bool
 
-var errStalled = errors.New("the guest said nothing for " + stall.String())
+var errNoLife = errors.New("the guest showed no sign of life")
 
 // Boot starts the machine, waits for its report and for it to power itself
 // off. It uses KVM where a guest makes progress in it, else emulation, or what
@@ -58,11 +58,11 @@ func (m Machine) Boot(ctx context.Context) (Report, error) {
 	if accel == "" && !kvmStalled.Load() && writable("/dev/kvm") {
 		say("trying KVM")
 		r, err := m.run(ctx, "kvm", stall)
-		if !errors.Is(err, errStalled) {
+		if !errors.Is(err, errNoLife) || ctx.Err() != nil {
 			return r, err
 		}
 		kvmStalled.Store(true)
-		say(fmt.Sprintf("no sign of life under KVM in %v", stall))
+		say("no guest comes to life under KVM here")
 	}
 	if accel == "" {
 		accel = "tcg"
@@ -97,8 +97,8 @@ func (m Machine) arguments(accel string) []string {
 	}, m.Args...)
 }
 
-// run boots once. With silence > 0, that long without a byte before the report
-// begins ends the try with errStalled.
+// run boots once. With silence > 0, that long without a byte ends the try. One
+// that ends without any byte is errNoLife.
 func (m Machine) run(ctx context.Context, accel string, silence time.Duration) (Report, error) {
 	timeout := m.Timeout
 	if timeout == 0 {
@@ -111,7 +111,7 @@ func (m Machine) run(ctx context.Context, accel string, silence time.Duration) (
 
 	alive := func() {}
 	if silence > 0 {
-		watchdog := time.AfterFunc(silence, func() { cancel(errStalled) })
+		watchdog := time.AfterFunc(silence, func() { cancel(errNoLife) })
 		defer watchdog.Stop()
 		alive = func() { watchdog.Reset(silence) }
 	}
@@ -136,7 +136,11 @@ func (m Machine) run(ctx context.Context, accel string, silence time.Duration) (
 	case err == nil:
 		err = errors.New("the guest powered off without a complete report")
 	}
-	return report, fmt.Errorf("guest (%s): %w\n%s%s", accel, err, stderr, console.tail())
+	tail, live := console.tail()
+	if !live && !errors.Is(err, errNoLife) {
+		err = fmt.Errorf("%w: %w", errNoLife, err)
+	}
+	return report, fmt.Errorf("guest (%s): %w\n%s%s", accel, err, stderr, tail)
 }
 
 // read takes lines until the last one of the report, then drains the rest.
@@ -211,13 +215,14 @@ func (c *console) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (c *console) tail() string {
+// tail returns the end of what the guest printed, and whether it printed at all.
+func (c *console) tail() (text string, live bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.end) == 0 {
-		return "the serial console stayed empty"
+		return "the serial console stayed empty", false
 	}
-	return "end of the serial console:\n" + strings.ToValidUTF8(string(c.end), "?")
+	return "end of the serial console:\n" + strings.ToValidUTF8(string(c.end), "?"), true
 }
 
 // Image returns the path of a small bootable raw image whose only process is

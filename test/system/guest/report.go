@@ -40,11 +40,12 @@ type Config struct {
 	UserDataSHA256 string `json:"user_data_sha256"`
 }
 
-// Write is what came of one line "tarn-write SERIAL OFFSET BASE64" in the
-// user-data: the guest writes those bytes to its own disk.
+// Write is what came of one line "tarn-write DISK OFFSET BASE64" in the
+// user-data: the guest writes those bytes to its own disk, which is named by
+// its serial or, where that is not known yet, by its device.
 type Write struct {
-	Serial string `json:"serial"`
-	OK     bool   `json:"ok"`
+	Disk string `json:"disk"`
+	OK   bool   `json:"ok"`
 }
 
 // Disk returns the disk with that serial.
