@@ -134,11 +134,16 @@ func (d *Daemon) Stop() {
 }
 
 // Kill ends the daemon with SIGKILL and returns when it is gone.
-func (d *Daemon) Kill() {
+func (d *Daemon) Kill() { d.KillAnd(func() {}) }
+
+// KillAnd is Kill, with more that happens at that very moment: the daemon does
+// nothing any more, and a system call it was in may have come to any point.
+func (d *Daemon) KillAnd(more func()) {
 	if d.cmd == nil {
 		return
 	}
 	_ = d.cmd.Process.Kill()
+	more()
 	<-d.done
 	d.cmd = nil
 }
