@@ -402,21 +402,19 @@ func (e *Engine) unpreparePool(ctx context.Context, a poolArgs) error {
 	return e.unmark(ctx, r)
 }
 
-// unmark removes what tarn made of a pool's storage beside volumes, if the
-// storage carries r's marker.
+// unmark removes what tarn made of a pool's storage beside volumes. Storage
+// that is another pool's, or that can hold none, has nothing of r's.
 func (e *Engine) unmark(ctx context.Context, r disk.Pool) error {
 	t, err := e.driverType(r.Driver)
 	if err != nil {
 		return err
 	}
-	m, err := pool.ReadMarker(ctx, t, pool.Config(r))
-	switch {
-	case errors.Is(err, errs.NotFound), errors.Is(err, errs.Invalid), errors.Is(err, errs.Unsafe), err == nil && m.Pool.ID != r.ID:
-		return nil // nothing of this pool's is there
-	case err != nil:
-		return err
+	err = t.Remove(ctx, pool.Config(r))
+	switch errs.KindOf(err) {
+	case errs.NotFound, errs.Conflict, errs.Invalid, errs.Unsafe:
+		return nil
 	}
-	return t.Remove(ctx, pool.Config(r))
+	return err
 }
 
 // forgetPool removes a pool's record, and its domain's with the last pool.

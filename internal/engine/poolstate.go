@@ -10,6 +10,7 @@ import (
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/journal"
+	"github.com/tarn-storage/tarn/internal/pool"
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
@@ -235,7 +236,11 @@ func (e *Engine) PoolDelete(ctx context.Context, o api.Options, ref string, keep
 	d.resources = []string{"pool:" + string(r.ID)}
 	a := poolArgs{Pool: r.ID, KeepData: keepData}
 	if !keepData {
-		if _, err := e.pool(r); err != nil {
+		p, err := e.pool(r)
+		if err != nil {
+			return api.Outcome{}, err
+		}
+		if err := allRecorded(ctx, p, r, vols); err != nil {
 			return api.Outcome{}, err
 		}
 		for _, v := range vols {
@@ -248,6 +253,25 @@ func (e *Engine) PoolDelete(ctx context.Context, o api.Options, ref string, keep
 	d.steps = append(d.steps, journal.NewStep(stepPoolForget, a))
 	d.intent = func(ctx context.Context, tx *store.Tx) error { return e.intendPoolDelete(ctx, tx, r, vols, keepData) }
 	return e.submit(ctx, o, d)
+}
+
+// allRecorded refuses a pool that holds volumes of tarn's which are not on
+// record: clearing it would leave them behind without an owner.
+func allRecorded(ctx context.Context, p *pool.Pool, r disk.Pool, vols []disk.Volume) error {
+	known := map[string]bool{}
+	for _, v := range vols {
+		known[v.Name] = true
+	}
+	for rec, err := range p.Sidecars(ctx) {
+		if err != nil {
+			return err
+		}
+		if !known[rec.Name] {
+			return errs.New(errs.Conflict, "pool.delete", r.Name, "the pool holds the volume %s, which is not on record", rec.Name).
+				WithHint("tarn doctor --pool %s says what it is; --keep-data gives the pool up as it stands", r.Name)
+		}
+	}
+	return nil
 }
 
 func volumesIn(ctx context.Context, tx *store.Tx, id disk.PoolID) ([]disk.Volume, error) {
