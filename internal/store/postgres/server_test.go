@@ -101,7 +101,7 @@ func launch(bin string, account *user.User) (*server, error) {
 		_ = as("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop").Run()
 		_ = os.RemoveAll(dir)
 	}
-	dsn := url.URL{Scheme: "postgres", Path: "postgres", User: url.User("postgres"),
+	dsn := url.URL{Scheme: "postgres", Path: "/postgres", User: url.User("postgres"),
 		RawQuery: url.Values{"host": {dir}, "port": {"5432"}}.Encode()}
 	return &server{dsn: dsn.String(), stop: stop}, err
 }
@@ -142,6 +142,6 @@ func within(t testing.TB, dsn, name string) string {
 	if err != nil || u.Scheme == "" {
 		t.Fatalf("the DSN of the test server must be a URL: %v", err)
 	}
-	u.Path = name
+	u.Path = "/" + name // the slash matters where no host comes before it
 	return u.String()
 }
