@@ -116,6 +116,14 @@ func testResources(t *testing.T, place Place) {
 			return err
 		})
 	}
+	update(t, s, func(ctx context.Context, tx *store.Tx) error {
+		held, err := tx.HeldByEnded(ctx)
+		if len(held) > 0 {
+			t.Errorf("ended operations hold %q", held)
+		}
+		return errors.Join(err, tx.ReleaseEnded(ctx))
+	})
+	wantKind(t, "a running operation's resource after the ended ones' were released", insert("last", "disk/1"), errs.Busy)
 }
 
 func testFences(t *testing.T, place Place) {
