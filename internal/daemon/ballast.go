@@ -33,6 +33,17 @@ func (b *ballast) Release() error {
 	return errs.Wrap(err, "ballast.release", b.path())
 }
 
+// Missing returns how many bytes of the ballast are not there.
+func (b *ballast) Missing() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	fi, err := os.Stat(b.path())
+	if err != nil {
+		return ballastSize
+	}
+	return max(0, ballastSize-fi.Size())
+}
+
 // Restore takes the space again; having it already is no error.
 func (b *ballast) Restore() error {
 	b.mu.Lock()

@@ -322,10 +322,16 @@ func TestBallast(t *testing.T) {
 	if err := b.Release(); err == nil {
 		t.Error("a ballast that is not there was released")
 	}
+	if got := b.Missing(); got != ballastSize {
+		t.Errorf("before Restore %d bytes are missing, want %d", got, ballastSize)
+	}
 	for range 2 {
 		if err := b.Restore(); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if got := b.Missing(); got != 0 {
+		t.Errorf("after Restore %d bytes are missing, want none", got)
 	}
 	var st syscall.Stat_t
 	if err := syscall.Stat(b.path(), &st); err != nil || st.Blocks*512 < ballastSize {

@@ -31,9 +31,11 @@ type Config struct {
 	Log         *slog.Logger
 	Workers     int // operations that run at once
 	Version     string
-	// Ballast is asked to claim or give up the state directory's ballast.
+	// Ballast is the state directory's: the store gives it up when it has no
+	// room. Restore takes it again; Missing is how many bytes of it are not there.
 	Ballast interface {
 		Restore() error
+		Missing() int64
 	}
 }
 

@@ -89,6 +89,9 @@ func (e *Engine) measure(ctx context.Context, id disk.DomainID) (measured, error
 		return measured{}, err
 	}
 	m := measured{capacity: u.Capacity, free: u.Free}
+	if e.cfg.Ballast != nil { // what it gave up is for deletes, not for whoever comes first
+		m.free = max(0, m.free-e.cfg.Ballast.Missing())
+	}
 	m.foreign, m.foreignAt, err = e.foreign(ctx, id, u)
 	e.space.keep(id, m)
 	return m, err
@@ -140,6 +143,7 @@ func (e *Engine) foreign(ctx context.Context, id disk.DomainID, u driver.Usage) 
 			if _, _, err := e.sampleForeign(context.WithoutCancel(ctx), id, u); err != nil {
 				e.cfg.Log.Warn("the space others use could not be measured", "domain", id, "error", err)
 			}
+			e.restoreBallast(context.WithoutCancel(ctx))
 		})
 	}
 	return foreign, at, nil
