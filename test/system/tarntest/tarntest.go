@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -105,13 +106,13 @@ func clip(s string) string {
 
 // Run runs tarn against d, which need not run. It may be called from any
 // goroutine.
-func (d *Daemon) Run(args ...string) Result { return d.RunInput("", args...) }
+func (d *Daemon) Run(args ...string) Result { return d.RunInput(strings.NewReader(""), args...) }
 
-// RunInput is Run with a text on standard input.
-func (d *Daemon) RunInput(in string, args ...string) Result {
+// RunInput is Run with what is on standard input.
+func (d *Daemon) RunInput(in io.Reader, args ...string) Result {
 	cmd := exec.Command(filepath.Join(d.bin, "tarn"), args...)
 	cmd.Env = append(os.Environ(), "TARN_SOCKET="+d.Socket)
-	cmd.Stdin = strings.NewReader(in)
+	cmd.Stdin = in
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
