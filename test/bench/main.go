@@ -1,0 +1,123 @@
+// Command bench measures tarn against what people use today for the same work,
+// in one interleaved run, and prints tarn's figure, the peer's and the ratio. It
+// builds the shipped binaries, starts a daemon of its own in a temporary
+// directory and removes everything again. It refuses to be a gate: a figure says
+// as much about the machine as about the program, and only a ratio travels.
+//
+//	go run ./test/bench [-full] [-size MiB] [-dir DIR] [-only PART,...]
+//
+// docs/benchmarks.md says what the rows mean.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+)
+
+// bench is one run.
+type bench struct {
+	dir     string // of everything this run makes
+	repo    string
+	size    int64 // of the test image, in bytes
+	rounds  int
+	volumes int
+	names   atomic.Int64 // of instances that were named
+}
+
+// parts are what can be measured alone, in the order they run.
+var parts = []struct {
+	name string
+	run  func(*bench, context.Context) error
+}{
+	{"create", (*bench).create},
+	{"syncs", (*bench).syncs},
+	{"extents", (*bench).extents},
+	{"import", (*bench).imports},
+	{"list", (*bench).list},
+	{"store", (*bench).store},
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) error {
+	var b bench
+	full := flag.Bool("full", false, "use a test image of 2.5 GiB")
+	mib := flag.Int64("size", 600, "`MiB` of the test image")
+	dir := flag.String("dir", os.TempDir(), "`DIR` to work in; its file system is what is measured")
+	only := flag.String("only", "", "measure only these `PARTS`, separated by commas: "+strings.Join(partNames(), ", "))
+	flag.IntVar(&b.rounds, "rounds", 5, "rounds of each pair")
+	flag.IntVar(&b.volumes, "volumes", 10_000, "volumes to list and to restart with")
+	flag.Parse()
+	if *full {
+		*mib = 2560
+	}
+	b.size = *mib << 20
+	var err error
+	if b.repo, err = os.Getwd(); err != nil {
+		return err
+	}
+	if b.dir, err = os.MkdirTemp(*dir, "tarn-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.dir)
+	if err := os.Chmod(b.dir, 0o755); err != nil { // the confined worker is nobody
+		return err
+	}
+	if err := b.build(ctx); err != nil {
+		return err
+	}
+	machine(b.dir)
+	for _, p := range parts {
+		if *only != "" && !strings.Contains(","+*only+",", ","+p.name+",") {
+			continue
+		}
+		fmt.Printf("\n%s (load %s)\n", p.name, load())
+		if err := p.run(&b, ctx); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+	}
+	return nil
+}
+
+func partNames() []string {
+	var names []string
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	return names
+}
+
+// build builds the shipped binaries.
+func (b *bench) build(ctx context.Context) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", b.path("bin")+"/", "./cmd/tarn", "./cmd/tarnd")
+	cmd.Dir, cmd.Env = b.repo, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building, in the root of the sources? %w\n%s", err, out)
+	}
+	return nil
+}
+
+func (b *bench) path(name ...string) string {
+	return filepath.Join(append([]string{b.dir}, name...)...)
+}
+
+// name returns a new name of an instance.
+func (b *bench) name() string {
+	return fmt.Sprintf("vm%06d", b.names.Add(1))
+}
