@@ -136,6 +136,23 @@ func TestStaleSocketIsReplacedAndAFileIsNot(t *testing.T) {
 	}
 }
 
+// TestLongestSocket serves at the longest path that a client can reach, and
+// says so when it is one byte longer.
+func TestLongestSocket(t *testing.T) {
+	c := settings(t)
+	c.Socket += strings.Repeat("s", maxPath+1-len(c.Socket))
+	if _, err := Start(t.Context(), c, quiet); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "107") {
+		t.Errorf("a path of %d bytes: got %v, want errs.Invalid and the bound", len(c.Socket), err)
+	}
+	c.Socket = c.Socket[:maxPath]
+	start(t, c, quiet)
+	cl := client.New(client.Search{Socket: c.Socket})
+	defer cl.Close()
+	if _, err := cl.Version(t.Context()); err != nil {
+		t.Errorf("a path of %d bytes: %v", len(c.Socket), err)
+	}
+}
+
 // lockedBuffer is a log that may be read while it is written.
 type lockedBuffer struct {
 	mu sync.Mutex

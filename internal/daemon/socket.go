@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -20,6 +21,9 @@ type socket struct {
 	path string
 }
 
+// maxPath is the longest path that bind and connect take (unix(7)).
+const maxPath = 107
+
 // listen returns the socket that systemd handed over, or a new one at path,
 // mode 0660 for group where it exists and may be used, else 0600. A socket
 // that nobody answers on is replaced; one that answers is errs.Busy.
@@ -27,6 +31,9 @@ func listen(path, group string) (*socket, error) {
 	const op = "daemon.listen"
 	if l, err := inherited(); l != nil || err != nil {
 		return l, err
+	}
+	if len(path) > maxPath {
+		return nil, errs.New(errs.Invalid, op, path, "the path of the socket has %d bytes, more than %d", len(path), maxPath).WithHint("give a shorter one with --socket")
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, errs.New(errs.Unavailable, op, path, "the socket's directory cannot be made: %w", err)
@@ -41,7 +48,12 @@ func listen(path, group string) (*socket, error) {
 		return nil, errs.New(errs.Unavailable, op, path, "the socket cannot be made: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	hidden := filepath.Join(dir, "s")
+	open, err := os.Open(dir)
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, op, path, "the socket cannot be made: %w", err)
+	}
+	defer open.Close()
+	hidden := fmt.Sprintf("/proc/self/fd/%d/s", open.Fd()) // short, however long path is
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: hidden, Net: "unix"})
 	if err != nil {
 		return nil, errs.New(errs.Unavailable, op, path, "the socket cannot be made: %w", err)
