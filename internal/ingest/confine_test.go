@@ -362,14 +362,25 @@ func TestEveryThreadIsFiltered(t *testing.T) {
 	checkThreads(t, s.proc.Pid())
 }
 
-// TestShippedBinary builds the daemon and looks at its worker.
-func TestShippedBinary(t *testing.T) {
+// shippedBinary returns a tarnd as users get it: out of TARN_TEST_BIN where that
+// is set, else built here.
+func shippedBinary(t *testing.T) string {
+	t.Helper()
+	if dir := os.Getenv("TARN_TEST_BIN"); dir != "" {
+		return filepath.Join(dir, "tarnd")
+	}
 	bin := filepath.Join(t.TempDir(), "tarnd")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "github.com/tarn-storage/tarn/cmd/tarnd")
+	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", bin, "github.com/tarn-storage/tarn/cmd/tarnd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	return bin
+}
+
+// TestShippedBinary looks at the worker of the daemon that users get.
+func TestShippedBinary(t *testing.T) {
+	bin := shippedBinary(t)
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
