@@ -14,7 +14,7 @@ import (
 const crowd = 64
 
 // diskSize is the size of every disk that is made, in bytes.
-const diskSize = 2 << 30
+const diskSize = 4 << 30
 
 // create measures the making of a root disk from a base that the pool has.
 func (b *bench) create(ctx context.Context) error {
@@ -101,7 +101,7 @@ func (b *bench) extents(ctx context.Context) (err error) {
 		return nil
 	}
 	disk, dir := b.path("xfs.img"), b.path("xfs")
-	err = errors.Join(os.Mkdir(dir, 0o711), os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 4<<30))
+	err = errors.Join(os.Mkdir(dir, 0o711), os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 16<<30))
 	if err == nil {
 		err = command(ctx, "mkfs.xfs", "-q", "-m", "reflink=1", disk)
 	}
@@ -160,12 +160,12 @@ func scattered(path string, n int64) error {
 		return err
 	}
 	defer f.Close()
-	const piece = 64 << 10
+	const piece, hole = 4 << 10, 124 << 10 // holes that an import keeps
 	data := slices.Repeat([]byte("data"), piece/4)
 	for i := range n {
-		if _, err := f.WriteAt(data, 2*piece*i); err != nil {
+		if _, err := f.WriteAt(data, (piece+hole)*i); err != nil {
 			return err
 		}
 	}
-	return f.Truncate(max(2*piece*n, chunk))
+	return f.Truncate(max((piece+hole)*n, chunk))
 }
