@@ -158,10 +158,11 @@ func (r *Report) read(from io.Reader, alive func()) (complete bool, err error) {
 }
 
 // qemu runs QEMU in a process group of its own until it ends or ctx does, and
-// returns what it said on stderr. Nothing of the group survives.
+// returns what it said on stderr. Nothing of the group survives, nor QEMU this
+// process.
 func (m Machine) qemu(ctx context.Context, accel string, console io.Writer, report func(io.Reader) error) (string, error) {
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", m.arguments(accel)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: m.User}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: m.User}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	var stderr strings.Builder
 	cmd.Stdout, cmd.Stderr = &stderr, &stderr
