@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -32,11 +33,16 @@ type Source struct {
 func (c *Client) transfer(f *os.File) *http.Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		conn, err := c.dial(ctx)
-		if err != nil || f == nil {
-			return conn, err
+		if err != nil {
+			return nil, err
 		}
 		u, ok := conn.(*net.UnixConn)
-		if !ok {
+		switch {
+		case f == nil && ok:
+			return &listening{UnixConn: u}, nil
+		case f == nil:
+			return conn, nil
+		case !ok:
 			_ = conn.Close()
 			return nil, errs.New(errs.Internal, "client.request", "", "descriptors need a unix socket")
 		}
@@ -45,6 +51,20 @@ func (c *Client) transfer(f *os.File) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DialContext: dial, DialTLSContext: dial, DisableKeepAlives: true, ExpectContinueTimeout: time.Minute,
 	}}
+}
+
+// listening is a connection whose peer may answer and hang up before it has read
+// all: what it no longer reads is dropped, so that its answer is what counts and
+// not that writing failed. Without an answer reading fails.
+type listening struct{ *net.UnixConn }
+
+// Write writes as a net.Conn does.
+func (l *listening) Write(b []byte) (int, error) {
+	n, err := l.UnixConn.Write(b)
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		return len(b), nil
+	}
+	return n, err
 }
 
 // passing is a connection whose first write carries a descriptor.
