@@ -2,10 +2,10 @@ package qcow2
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 	"math/bits"
 	"strings"
-	"sync"
 
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/diskfmt/qcow2/internal/layout"
@@ -96,36 +96,47 @@ func newPlan(o CreateOptions) (plan, error) {
 	return p, nil
 }
 
-var createBuf = sync.Pool{New: func() any { return new([]byte) }}
-
-// Create writes an empty version 3 image or overlay to w with one write, from
-// offset 0 to the end of the L1 table. The container must be empty; its size is
-// then that of the metadata whatever the backing holds. Nothing is synced.
+// Create writes an empty version 3 image or overlay to w. The container must be
+// empty and read as zeroes beyond its end; its size is then that of the metadata
+// whatever the backing holds. Only what is not zero is written, three pieces of
+// some bytes, so that a new overlay makes a device write three blocks and not
+// three clusters. Nothing is synced.
 func Create(w io.WriterAt, o CreateOptions) error {
 	p, err := newPlan(o)
 	if err != nil {
 		return err
 	}
-	size := int(p.h.L1Offset + uint64(p.h.L1Size)*8)
-	bp := createBuf.Get().(*[]byte)
-	defer createBuf.Put(bp)
-	if cap(*bp) < size {
-		*bp = make([]byte, size)
-	}
-	buf := (*bp)[:size] // all zero between uses
-	head := appendHeader(buf[:0], &p.h)
 	be := binary.BigEndian
-	for i := uint64(0); i < p.blocks; i++ {
-		be.PutUint64(buf[p.h.RefTableOffset+i*8:], p.bfirst+i<<p.h.ClusterBits)
+	table := make([]byte, 0, p.blocks*8)
+	for i := range p.blocks {
+		table = be.AppendUint64(table, p.bfirst+i<<p.h.ClusterBits)
 	}
-	for i := uint64(0); i < p.end>>p.h.ClusterBits; i++ {
-		be.PutUint16(buf[p.bfirst+i*2:], 1)
+	refs := make([]byte, 0, p.end>>p.h.ClusterBits*2)
+	for range p.end >> p.h.ClusterBits {
+		refs = be.AppendUint16(refs, 1)
 	}
-	_, err = w.WriteAt(buf, 0)
-	clear(head)
-	clear(buf[p.h.RefTableOffset:][:p.blocks*8])
-	clear(buf[p.bfirst:][:p.end>>p.h.ClusterBits*2])
+	_, err = w.WriteAt(appendHeader(nil, &p.h), 0)
+	if err == nil {
+		_, err = w.WriteAt(table, int64(p.h.RefTableOffset))
+	}
+	if err == nil {
+		_, err = w.WriteAt(refs, int64(p.bfirst))
+	}
+	if err == nil {
+		err = extend(w, int64(p.h.L1Offset)+int64(p.h.L1Size)*8)
+	}
 	return errs.Wrap(err, "qcow2.create", "")
+}
+
+// extend makes a container size bytes long that is shorter.
+func extend(w io.WriterAt, size int64) error {
+	if t, ok := w.(interface{ Truncate(size int64) error }); ok {
+		if err := t.Truncate(size); !errors.Is(err, errs.Unsupported) {
+			return err
+		}
+	}
+	_, err := w.WriteAt([]byte{0}, size-1)
+	return err
 }
 
 // appendHeader appends the first bytes of a version 3 image: header, backing
