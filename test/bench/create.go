@@ -26,12 +26,11 @@ func (b *bench) create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer d.remove()
+	defer d.stop()
 	peer, err := b.overlays(src)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(b.path("peer"))
 	const few, many = 40, 640
 	qemu := func(n, clients int) work {
 		return work{name: "qemu-img create -b BASE -F raw", n: n, do: func(ctx context.Context) error {
@@ -60,13 +59,13 @@ func (b *bench) create(ctx context.Context) error {
 // overlays returns the arguments of qemu-img that make an overlay of the given
 // name beside a copy of the image at src.
 func (b *bench) overlays(src string) (func(name string) []string, error) {
-	base := b.path("peer", "base.raw")
-	err := os.Mkdir(b.path("peer"), 0o700)
+	dir, err := b.fresh("peer")
+	base := filepath.Join(dir, "base.raw")
 	if err == nil {
 		err = os.Link(src, base)
 	}
 	return func(name string) []string {
-		return []string{"create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", b.path("peer", name), strconv.Itoa(diskSize)}
+		return []string{"create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", filepath.Join(dir, name), strconv.Itoa(diskSize)}
 	}, err
 }
 
@@ -77,9 +76,10 @@ func (b *bench) virsh(ctx context.Context, src string, ours work) error {
 		return err
 	}
 	defer l.stop()
-	pool := b.path("virt")
-	err = errors.Join(os.Mkdir(pool, 0o711), os.Link(src, filepath.Join(pool, "base.raw")))
-	defer os.RemoveAll(pool)
+	pool, err := b.fresh("virt")
+	if err == nil {
+		err = os.Link(src, filepath.Join(pool, "base.raw"))
+	}
 	if err == nil {
 		err = l.virsh(ctx, "pool-create-as", "v", "dir", "--target", pool)
 	}
@@ -112,6 +112,9 @@ func (b *bench) extents(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, command(context.WithoutCancel(ctx), "umount", dir), os.Remove(disk)) }()
+	if err := os.Mkdir(filepath.Join(dir, "d"), 0o711); err != nil {
+		return err
+	}
 	d, err := b.start(ctx, filepath.Join(dir, "d"))
 	if err != nil {
 		return err

@@ -30,9 +30,6 @@ type daemon struct {
 // make it run under another program.
 func (b *bench) start(ctx context.Context, dir string, under ...string) (*daemon, error) {
 	d := &daemon{dir: dir, socket: filepath.Join(dir, "s")}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return nil, err
-	}
 	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -63,13 +60,16 @@ func (b *bench) start(ctx context.Context, dir string, under ...string) (*daemon
 	return d, err
 }
 
-// stop ends the daemon and waits for it.
+// stop ends the daemon and waits for it; a repeat does nothing.
 func (d *daemon) stop() error {
 	return d.end(syscall.SIGTERM)
 }
 
 func (d *daemon) end(sig syscall.Signal) error {
 	d.Close()
+	if d.cmd.ProcessState != nil {
+		return nil
+	}
 	pid := d.pid
 	if pid == 0 {
 		pid = d.cmd.Process.Pid
@@ -119,7 +119,11 @@ func (d *daemon) disk(ctx context.Context, name, image, format string) error {
 
 // ready starts a daemon with a pool and an image "i" in it.
 func (b *bench) ready(ctx context.Context, image string, under ...string) (*daemon, error) {
-	d, err := b.start(ctx, b.path("d"), under...)
+	dir, err := b.fresh("daemon")
+	if err != nil {
+		return nil, err
+	}
+	d, err := b.start(ctx, dir, under...)
 	if err != nil {
 		return nil, err
 	}
@@ -127,14 +131,9 @@ func (b *bench) ready(ctx context.Context, image string, under ...string) (*daem
 		err = d.add(ctx, "i", image, "raw")
 	}
 	if err != nil {
-		return nil, errors.Join(err, d.remove())
+		return nil, errors.Join(err, d.stop())
 	}
 	return d, nil
-}
-
-// remove stops the daemon and removes all that it made.
-func (d *daemon) remove() error {
-	return errors.Join(d.stop(), os.RemoveAll(d.dir))
 }
 
 // resident returns the daemon's resident memory in bytes.

@@ -21,7 +21,7 @@ func (b *bench) imports(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer d.remove()
+	defer d.stop()
 	return errors.Join(
 		b.importOf(ctx, d, raw, "raw"),
 		b.importOf(ctx, d, qcow2, "qcow2"),

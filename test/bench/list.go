@@ -22,7 +22,7 @@ func (b *bench) list(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.remove()) }()
+	defer func() { err = errors.Join(err, d.stop()) }()
 	begin := time.Now()
 	if err := parallel(crowd, b.volumes-1, func() error { return d.disk(ctx, b.name(), "i", "qcow2") }); err != nil { // the base is one, too
 		return err
@@ -31,7 +31,7 @@ func (b *bench) list(ctx context.Context) (err error) {
 	if err := errors.Join(b.lists(ctx, d), b.shows(ctx, d), d.stop()); err != nil {
 		return err
 	}
-	return b.restarts(ctx, &d)
+	return b.restarts(ctx, d.dir)
 }
 
 // lists compares a list of all volumes. libvirt's pool holds the same files, by
@@ -42,9 +42,7 @@ func (b *bench) lists(ctx context.Context, d *daemon) error {
 		return err
 	}
 	defer l.stop()
-	pool := b.path("virt")
-	defer os.RemoveAll(pool)
-	err = os.Mkdir(pool, 0o711)
+	pool, err := b.fresh("virt")
 	var vols api.List[api.Volume]
 	if err == nil {
 		vols, err = d.Volumes(ctx, "", api.Page{Limit: -1})
@@ -107,49 +105,52 @@ func (b *bench) shows(ctx context.Context, d *daemon) error {
 
 // restarts starts the stopped daemon again: after an orderly stop, and after it
 // was killed at work.
-func (b *bench) restarts(ctx context.Context, d **daemon) (err error) {
-	if *d, err = b.start(ctx, (*d).dir); err != nil {
+func (b *bench) restarts(ctx context.Context, dir string) (err error) {
+	d, err := b.start(ctx, dir)
+	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, d.stop()) }()
 	fmt.Printf("  a daemon with %d volumes\n", b.volumes)
-	fmt.Printf("    %-38s %10.3f ms\n", "start", ms((*d).began))
-	if _, err := (*d).Volumes(ctx, "", api.Page{Limit: -1}); err != nil {
+	fmt.Printf("    %-38s %10.3f ms\n", "start", ms(d.began))
+	if _, err := d.Volumes(ctx, "", api.Page{Limit: -1}); err != nil {
 		return err
 	}
-	rss, err := (*d).resident()
+	rss, err := d.resident()
 	if err != nil {
 		return err
 	}
 	fmt.Printf("    %-38s %10.1f MiB\n", "resident after a list of all", float64(rss)/(1<<20))
 	working := make(chan error, 1)
 	go func() {
-		victim := *d
-		working <- parallel(crowd, b.volumes, func() error { return victim.disk(ctx, b.name(), "i", "qcow2") })
+		working <- parallel(crowd, b.volumes, func() error { return d.disk(ctx, b.name(), "i", "qcow2") })
 	}()
 	time.Sleep(500 * time.Millisecond)
-	err = (*d).end(syscall.SIGKILL)
+	err = d.end(syscall.SIGKILL)
 	if werr := <-working; werr == nil && err == nil {
 		err = errors.New("the daemon had nothing left to do when it was killed")
 	}
 	if err != nil {
 		return err
 	}
-	if *d, err = b.start(ctx, (*d).dir); err != nil {
+	again, err := b.start(ctx, dir)
+	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, again.stop()) }()
 	begin := time.Now()
 	for _, state := range []string{"queued", "running", "undoing"} {
-		ops, err := (*d).Operations(ctx, state, api.Page{Limit: -1})
+		ops, err := again.Operations(ctx, state, api.Page{Limit: -1})
 		if err != nil {
 			return err
 		}
 		for _, op := range ops.Items {
-			if _, err := (*d).OperationWait(ctx, op.ID, time.Minute); err != nil {
+			if _, err := again.OperationWait(ctx, op.ID, time.Minute); err != nil {
 				return err
 			}
 		}
 	}
-	fmt.Printf("    %-38s %10.3f ms\n", "killed at work: start", ms((*d).began))
-	fmt.Printf("    %-38s %10.3f ms\n", "killed at work: all recovered", ms((*d).began+time.Since(begin)))
+	fmt.Printf("    %-38s %10.3f ms\n", "killed at work: start", ms(again.began))
+	fmt.Printf("    %-38s %10.3f ms\n", "killed at work: all recovered", ms(again.began+time.Since(begin)))
 	return nil
 }

@@ -22,7 +22,6 @@ func (b *bench) syncs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(b.path("peer"))
 	return errors.Join(b.deviceFlushes(ctx, src, peer), b.traced(ctx, src, peer))
 }
 
@@ -37,7 +36,7 @@ func (b *bench) deviceFlushes(ctx context.Context, src string, peer func(string)
 	if err != nil {
 		return err
 	}
-	defer d.remove()
+	defer d.stop()
 	count := func(name string, clients, n int, do func() error) error {
 		before, _ := flushes(b.dir)
 		err := parallel(clients, n, do)
@@ -80,7 +79,7 @@ func (b *bench) traced(ctx context.Context, src string, peer func(string) []stri
 		err = errors.Join(
 			counted("tarn, one at a time", trace, late, 50, func() error { return parallel(1, 50, ours) }),
 			counted(fmt.Sprintf("tarn, %d clients", crowd), trace, late, 640, func() error { return parallel(crowd, 640, ours) }),
-			d.remove(),
+			d.stop(),
 			counted("qemu-img, one at a time", trace, late, 50, func() error {
 				script := append([]string{"-c", `for i in $(seq 50); do "$@" || exit; done`, "sh", "qemu-img"}, peer(b.name())...)
 				args := append(append(strace[1:len(strace):len(strace)], "sh"), script...)
