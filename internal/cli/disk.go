@@ -105,13 +105,16 @@ func diskFields(d api.Disk) []field {
 
 func (a *app) diskCreate() *cobra.Command {
 	var f changing
-	var data string
+	var data []string
 	cmd := f.add(a.command(verb{
 		use: "create INSTANCE --data SPEC", short: "Create one more data disk of an instance", args: []string{"INSTANCE"}, complete: []names{instanceNames},
 		long:    specHelp,
 		example: "tarn disk create web1 --data 50G\ntarn disk create web1 --data 100G,fs=xfs,pool=fast",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
-			spec, err := parseSpec("data", data)
+			if err := only("--data", data); err != nil {
+				return err
+			}
+			spec, err := parseSpec("data", data[0])
 			if err != nil {
 				return err
 			}
@@ -119,7 +122,7 @@ func (a *app) diskCreate() *cobra.Command {
 			return a.finish(ctx, c, f, out, err, result(a, a.diskGetter(ctx, c), "created"))
 		},
 	}))
-	cmd.Flags().StringVar(&data, "data", "", "the disk, a `SPEC`")
+	cmd.Flags().StringArrayVar(&data, "data", nil, "the disk, a `SPEC`")
 	_ = cmd.MarkFlagRequired("data")
 	return cmd
 }

@@ -18,16 +18,16 @@ func (a *app) instanceCommand() *cobra.Command {
 
 // disksFlags are the flags that describe a new instance's disks.
 type disksFlags struct {
-	root, swap            string
+	root, swap            []string // at most one each: see only
 	ephemeral, data, roms []string
 	drive                 driveFlags
 }
 
 func (d *disksFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&d.root, "root", "", "the root disk, a `SPEC`")
+	f.StringArrayVar(&d.root, "root", nil, "the root disk, a `SPEC`")
 	f.StringArrayVar(&d.ephemeral, "ephemeral", nil, "an ephemeral disk, a `SPEC` (may be repeated)")
-	f.StringVar(&d.swap, "swap", "", "a swap disk, a `SPEC`")
+	f.StringArrayVar(&d.swap, "swap", nil, "a swap disk, a `SPEC`")
 	f.StringArrayVar(&d.data, "data", nil, "a data disk, a `SPEC` (may be repeated)")
 	f.StringArrayVar(&d.roms, "cdrom", nil, "a read-only disk of an `IMAGE` (may be repeated)")
 	d.drive.add(cmd)
@@ -46,11 +46,11 @@ func (d *disksFlags) specs() ([]api.DiskSpec, error) {
 		}
 		return nil
 	}
-	one := func(role, s string) error {
-		if s == "" {
-			return nil
+	one := func(role string, specs []string) error {
+		if err := only("--"+role, specs); err != nil {
+			return err
 		}
-		return add(role, s)
+		return add(role, specs...)
 	}
 	for _, step := range []func() error{
 		func() error { return one("root", d.root) },

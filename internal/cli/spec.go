@@ -74,6 +74,15 @@ func parseSpec(role, s string) (api.DiskSpec, error) {
 	return d, nil
 }
 
+// only refuses a second SPEC of a flag that takes one. Such a flag is parsed as
+// a list, because the flag parser would drop all but the last.
+func only(flag string, specs []string) error {
+	if len(specs) > 1 {
+		return usage("%s may be given once", flag)
+	}
+	return nil
+}
+
 // parseSource reads IMAGE[:SIZE] or SIZE. No image has a name that reads as a
 // size, so the two cannot be confused.
 func parseSource(what, s string) (image string, size int64, err error) {
