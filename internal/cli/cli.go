@@ -113,6 +113,16 @@ func kinded(err error) error {
 	return errs.Wrap(err, "cli", "")
 }
 
+// interrupted words the error of a call that ended because ctx did, unless the
+// command had a better word for it.
+func interrupted(ctx context.Context, err error) error {
+	var e *errs.Error
+	if ctx.Err() == nil || !errors.As(err, &e) || e.Kind != errs.Cancelled || e.Op != "client.request" {
+		return err
+	}
+	return errs.New(errs.Cancelled, "cli", "", "stopped before the daemon had answered")
+}
+
 // client returns the client of the run.
 func (a *app) client() (*client.Client, error) {
 	if a.conn != nil {
@@ -185,7 +195,7 @@ func (a *app) command(v verb) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return kinded(v.run(cmd.Context(), c, args))
+			return kinded(interrupted(cmd.Context(), v.run(cmd.Context(), c, args)))
 		},
 	}
 }

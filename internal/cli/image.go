@@ -2,14 +2,17 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/client"
+	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/exit"
 )
 
@@ -60,12 +63,21 @@ func formatFlag(cmd *cobra.Command, format *string) {
 // upload imports; it shows how much of a stream was read, because the daemon
 // answers only at its end.
 func (a *app) upload(ctx context.Context, c *client.Client, o api.Options, i api.ImageImport, src client.Source) (api.Outcome, error) {
-	if src.Stream != nil {
-		p := a.progress()
-		defer p.close()
-		src.Stream = &metered{r: src.Stream, p: p, start: time.Now()}
+	if src.Stream == nil {
+		return c.ImageImport(ctx, o, i, src)
 	}
-	return c.ImageImport(ctx, o, i, src)
+	p := a.progress()
+	defer p.close()
+	m := &metered{r: src.Stream, p: p, start: time.Now()}
+	src.Stream = m
+	out, err := c.ImageImport(ctx, o, i, src)
+	switch {
+	case err == nil || ctx.Err() == nil || !errors.Is(err, errs.Cancelled):
+		return out, err
+	case m.whole.Load(): // then the daemon may have all it needs
+		return out, errs.New(errs.Cancelled, "cli", "", "stopped waiting; the import may go on").WithHint("see tarn operation list")
+	}
+	return out, errs.New(errs.Cancelled, "cli", "", "the import was stopped; nothing is kept")
 }
 
 // metered shows how much was read, once a second.
@@ -74,12 +86,16 @@ type metered struct {
 	p           progress
 	start, last time.Time
 	n           int64
+	whole       atomic.Bool // r was read to its end
 }
 
 // Read reads as an io.Reader does.
 func (m *metered) Read(b []byte) (int, error) {
 	n, err := m.r.Read(b)
 	m.n += int64(n)
+	if err == io.EOF {
+		m.whole.Store(true)
+	}
 	if now := time.Now(); now.Sub(m.last) >= time.Second {
 		m.last = now
 		rate := int64(float64(m.n) / max(now.Sub(m.start).Seconds(), 0.001))

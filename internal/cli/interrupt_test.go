@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/tarn-storage/tarn/api"
@@ -164,10 +166,41 @@ func runningImport(t *testing.T, c *client.Client) string {
 	return ""
 }
 
+// interruptible returns a context that ends as a signal ends the command's.
+func interruptible(t *testing.T) (context.Context, func()) {
+	ctx, stop := signal.NotifyContext(t.Context(), syscall.SIGUSR1)
+	t.Cleanup(stop)
+	return ctx, func() {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGUSR1); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestInterruptedCallIsOneSentence interrupts a call in its middle.
+func TestInterruptedCallIsOneSentence(t *testing.T) {
+	ctx, interrupt := interruptible(t)
+	socket, _ := watched(t, func(b []byte) {
+		if bytes.Contains(b, []byte("POST /v1/images/inspect")) {
+			interrupt()
+		}
+	})
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	defer out.Close()
+	status, text := run(t, ctx, in, "--socket", socket, "image", "inspect", "-", "--format", "raw")
+	if want := "tarn: stopped before the daemon had answered\n"; status != 9 || text != want {
+		t.Errorf("got status %d and %q, want 9 and %q", status, text, want)
+	}
+}
+
 // TestInterruptedStreamIsUndone interrupts an import from a pipe in its
 // middle: a short body leaves nothing.
 func TestInterruptedStreamIsUndone(t *testing.T) {
-	ctx, interrupt := context.WithCancel(t.Context())
+	ctx, interrupt := interruptible(t)
 	socket, c := watched(t, func([]byte) {})
 	makePool(t, c)
 	in, out, err := os.Pipe()
@@ -181,8 +214,8 @@ func TestInterruptedStreamIsUndone(t *testing.T) {
 		interrupt()
 	}()
 	status, text := run(t, ctx, in, "--socket", socket, "image", "import", "cut", "-", "--format", "raw")
-	if status != 9 {
-		t.Errorf("got status %d and %q, want 9", status, text)
+	if want := "tarn: the import was stopped; nothing is kept\n"; status != 9 || text != want {
+		t.Errorf("got status %d and %q, want 9 and %q", status, text, want)
 	}
 	for ev, err := range c.Events(t.Context(), 0, true) {
 		if err != nil {
