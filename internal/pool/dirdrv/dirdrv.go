@@ -122,10 +122,7 @@ func openPool(c driver.Config) (*pool, error) {
 
 // openTmp opens .tarn-tmp; somebody may have thought it rubbish.
 func (p *pool) openTmp() (err error) {
-	if err := makeDir(p.root, tmpName, 0o700); err != nil {
-		return err
-	}
-	p.tmp, err = p.root.sub(tmpName)
+	p.tmp, err = privateDir(p.root, tmpName)
 	return err
 }
 
@@ -193,12 +190,17 @@ func (p *pool) chown(f *os.File, uid, gid int) error {
 	return faults.Do(faults.Ioctl, "chown "+filepath.Base(f.Name()), func() error { return f.Chown(uid, gid) })
 }
 
-// makeDir makes the directory name in d unless it exists.
-func makeDir(d *dir, name string, mode uint32) error {
-	if there, err := d.exists(name); err != nil || there {
-		return err
+// privateDir opens the directory name in d and makes it if it is missing. One
+// that was there already may be another user's work: see openPrivate.
+func privateDir(d *dir, name string) (*dir, error) {
+	there, err := d.exists(name)
+	if err == nil && !there {
+		err = faults.Do(faults.Create, "mkdir "+name, func() error {
+			return ignoring(unix.EEXIST, unix.Mkdirat(d.fd(), name, 0o700))
+		})
 	}
-	return faults.Do(faults.Create, "mkdir "+name, func() error {
-		return ignoring(unix.EEXIST, unix.Mkdirat(d.fd(), name, mode))
-	})
+	if err != nil {
+		return nil, err
+	}
+	return openPrivate(d, name)
 }

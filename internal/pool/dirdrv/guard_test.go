@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -64,6 +65,13 @@ func TestPrepareRefuses(t *testing.T) {
 	must(os.Symlink("../file", path("marked/.tarn-pool")))
 	must(os.Mkdir(path("tmp"), 0o700))
 	must(os.Symlink("../dir", path("tmp/.tarn-tmp")))
+	must(os.Mkdir(path("sticky"), 0o700))
+	must(os.Chmod(path("sticky"), 0o777|os.ModeSticky))
+	must(os.Mkdir(path("sticky/.tarn-tmp"), 0o700))
+	must(os.Chmod(path("sticky/.tarn-tmp"), 0o777))
+	must(os.Mkdir(path("group"), 0o700))
+	must(os.Mkdir(path("group/.tarn-tmp"), 0o700))
+	must(os.Chmod(path("group/.tarn-tmp"), 0o770))
 	tests := []struct {
 		path string
 		want errs.Kind
@@ -71,15 +79,23 @@ func TestPrepareRefuses(t *testing.T) {
 		{"relative/pool", errs.Invalid}, {"", errs.Invalid}, {path("file"), errs.Invalid},
 		{path("file/below"), errs.Invalid}, {path("missing/pool"), errs.NotFound},
 		{path("link"), errs.Unsafe}, {path("dangling"), errs.Unsafe}, {path("open"), errs.Unsafe},
-		{path("marked"), errs.Unsafe}, {path("tmp"), errs.Invalid},
+		{path("marked"), errs.Unsafe}, {path("sticky"), errs.Unsafe}, {path("group"), errs.Unsafe}, {path("tmp"), errs.Unsafe},
 	}
 	if os.Geteuid() == 0 {
 		must(os.Mkdir(path("theirs"), 0o700))
 		must(os.Chown(path("theirs"), 65534, 65534))
-		tests = append(tests, struct {
-			path string
-			want errs.Kind
-		}{path("theirs"), errs.Unsafe})
+		must(os.Mkdir(path("theirtmp"), 0o700))
+		must(os.Mkdir(path("theirtmp/.tarn-tmp"), 0o700))
+		must(os.Chown(path("theirtmp/.tarn-tmp"), 65534, 65534))
+		must(os.Mkdir(path("shared"), 0o700))
+		must(os.Chown(path("shared"), 0, 65534))
+		must(os.Chmod(path("shared"), 0o770))
+		for _, name := range []string{"theirs", "theirtmp", "shared"} {
+			tests = append(tests, struct {
+				path string
+				want errs.Kind
+			}{path(name), errs.Unsafe})
+		}
 	}
 	for _, tt := range tests {
 		c := driver.Config{ID: "0198aaaa-0000-7000-8000-000000000001", Path: tt.path, Owner: owner()}
@@ -88,13 +104,59 @@ func TestPrepareRefuses(t *testing.T) {
 		if errs.KindOf(err) != tt.want {
 			t.Errorf("Prepare at %q = %v of kind %s, want %s", tt.path, err, errs.KindOf(err), tt.want)
 		}
-		if after := residue(t, driver.Config{Path: path("x")}); len(after) != len(before) {
+		var e *errs.Error
+		if tt.want == errs.Unsafe && tt.path != path("marked") && (!errors.As(err, &e) || e.Hint == "") {
+			t.Errorf("Prepare at %q = %v without a hint", tt.path, err)
+		}
+		if after := residue(t, driver.Config{Path: path("x")}); !slices.Equal(after, before) {
 			t.Errorf("Prepare at %q changed something: %q, before %q", tt.path, after, before)
 		}
 	}
 	c := driver.Config{ID: "id", Path: path("dir")}
 	if err := dirdrv.Type.Prepare(t.Context(), c, []byte("no such word")); !errors.Is(err, errs.Internal) {
 		t.Errorf("a marker that does not name its pool: got %v", err)
+	}
+}
+
+// TestTrustIsCheckedAgain changes a pool after it was made.
+func TestTrustIsCheckedAgain(t *testing.T) {
+	d, c := newPool(t, t.TempDir())
+	newVolume(t, d, "disk", 4096, false)
+	tmp := filepath.Join(c.Path, ".tarn-tmp")
+	if err := os.Chmod(tmp, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	before := residue(t, c)
+	if _, _, err := dirdrv.Type.Open(t.Context(), c); !errors.Is(err, errs.Unsafe) {
+		t.Errorf("Open with a .tarn-tmp that everybody can write = %v, want unsafe", err)
+	}
+	if after := residue(t, c); !slices.Equal(after, before) {
+		t.Errorf("Open left %q, before there was %q", after, before)
+	}
+	if err := os.Chmod(tmp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	aside := filepath.Join(c.Path, ".tarn-quarantine")
+	if err := errors.Join(os.Mkdir(aside, 0o700), os.Chmod(aside, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.(driver.Leftovers).SetAside(t.Context(), driver.Ref{ID: "x", Name: "disk"}); !errors.Is(err, errs.Unsafe) {
+		t.Errorf("SetAside into a quarantine that everybody can write = %v, want unsafe", err)
+	}
+	if os.Geteuid() != 0 {
+		return
+	}
+	for gid, want := range map[int]errs.Kind{0: "", 65534: errs.Unsafe} { // root's group is as good as root
+		if err := errors.Join(os.Chown(c.Path, 0, gid), os.Chmod(c.Path, 0o770)); err != nil {
+			t.Fatal(err)
+		}
+		d, _, err := dirdrv.Type.Open(t.Context(), c)
+		if err == nil {
+			d.Close()
+		}
+		if err != nil != (want != "") || err != nil && errs.KindOf(err) != want {
+			t.Errorf("Open where group %d can write = %v, want kind %q", gid, err, want)
+		}
 	}
 }
 

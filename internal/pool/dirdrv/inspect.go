@@ -56,7 +56,7 @@ func (p *pool) SetAside(ctx context.Context, r driver.Ref) error {
 	if r.Name == "" {
 		suffixes = []string{sidecarSuffix, partSuffix, ""}
 	}
-	aside, err := p.openAside()
+	aside, err := privateDir(p.root, asideName)
 	if err != nil {
 		return failed(op, subject(r), err)
 	}
@@ -72,13 +72,6 @@ func (p *pool) SetAside(ctx context.Context, r driver.Ref) error {
 		}
 	}
 	return failed(op, subject(r), err)
-}
-
-func (p *pool) openAside() (*dir, error) {
-	if err := makeDir(p.root, asideName, 0o700); err != nil {
-		return nil, err
-	}
-	return p.root.sub(asideName)
 }
 
 // moveAside moves name, if it is there, to a name that is free.

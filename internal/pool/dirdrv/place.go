@@ -67,7 +67,44 @@ func checkTrust(op, path string, d *dir) error {
 	if st.Mode&unix.S_IWOTH != 0 && st.Mode&unix.S_ISVTX == 0 {
 		return errs.New(errs.Unsafe, op, path, "everybody can write the directory").WithHint("chmod o-w %s", path)
 	}
+	if gid := int(st.Gid); st.Mode&unix.S_IWGRP != 0 && gid != 0 && gid != os.Getegid() {
+		return errs.New(errs.Unsafe, op, path, "group %d can write the directory", gid).WithHint("chmod g-w %s", path)
+	}
 	return nil
+}
+
+// openPrivate opens the directory name of the pool at d, which nobody but root
+// and the daemon may write: where everybody can make entries in the pool's
+// directory, somebody else may have made this one.
+func openPrivate(d *dir, name string) (*dir, error) {
+	const op = "pool.open"
+	path := filepath.Join(d.f.Name(), name)
+	refused := func(format string, args ...any) error {
+		return errs.New(errs.Unsafe, op, path, format, args...).
+			WithHint("tarn did not make %s: see what it is and move it away", path)
+	}
+	s, err := d.sub(name)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, refused("its %s is not a directory", name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(s.fd(), &st)
+	uid := int(st.Uid)
+	switch {
+	case err != nil:
+	case uid != 0 && uid != os.Geteuid():
+		err = refused("its %s belongs to user %d, who could replace volumes", name, uid)
+	case st.Mode&(unix.S_IWGRP|unix.S_IWOTH) != 0:
+		err = refused("others than its owner can write its %s", name)
+	}
+	if err != nil {
+		_ = s.close()
+		return nil, err
+	}
+	return s, nil
 }
 
 // prepare implements driver.Type.Prepare. It makes the path's last component
@@ -247,7 +284,7 @@ func empty(ctx context.Context, op string, d *dir, c driver.Config) error {
 }
 
 func removeTmp(ctx context.Context, d *dir) error {
-	tmp, err := d.sub(tmpName)
+	tmp, err := openPrivate(d, tmpName)
 	if err != nil {
 		return err
 	}
