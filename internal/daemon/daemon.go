@@ -140,7 +140,7 @@ func startEngine(ctx context.Context, c config.Config, s *store.Store, b *ballas
 	}
 	return engine.New(ctx, engine.Config{
 		Store: s, Host: host, Types: all.Types(), Ingest: ingest.Config{User: worker, Spool: nameless(c.StateDir)}, DefaultPool: c.DefaultPool,
-		Clock: time.Now, Log: log, Version: api.Build().Version, Ballast: b,
+		Clock: time.Now, Log: log, Version: api.Build().Version, Ballast: b, StateDir: c.StateDir,
 	})
 }
 

@@ -225,6 +225,7 @@ func (e *Engine) copyBase(ctx context.Context, c *journal.Call, a copyArgs) (dis
 		return to, err
 	}
 	side.Volume.Writing, side.Volume.UpdatedAt = 0, e.now()
+	defer e.reading.take(from.PoolID)()
 	return dst.Create(ctx, side, pool.Making{Method: plan.Generate, Fill: func(ctx context.Context, dev driver.Device) error {
 		return copyVerified(ctx, c, src, from, dev)
 	}})

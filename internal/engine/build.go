@@ -97,7 +97,7 @@ func (e *Engine) order(ctx context.Context, tx *store.Tx, s api.DiskSpec, pool s
 	}
 	o.Image = i.ID
 	if s.Size == 0 {
-		o.Spec.Size = i.VirtualSize
+		o.Spec.Size = max(i.VirtualSize, i.MinDisk)
 	} else if err := plan.FitsImage(s.Size, max(i.VirtualSize, i.MinDisk)); err != nil {
 		return o, err
 	}

@@ -326,14 +326,7 @@ func usable(v disk.Volume, op, name string) error {
 // record, or a lock that a program holds whatever the record says.
 func (e *Engine) notInUse(ctx context.Context, vols []disk.Volume) error {
 	for _, v := range vols {
-		err := e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
-			l, err := leaseOf(ctx, tx, v.ID)
-			if err == nil && l != nil {
-				err = attachedError(ctx, tx, v)
-			}
-			return err
-		})
-		if err != nil {
+		if err := e.notLeased(ctx, v); err != nil {
 			return err
 		}
 		if err := e.unlocked(ctx, v); err != nil {
@@ -341,6 +334,17 @@ func (e *Engine) notInUse(ctx context.Context, vols []disk.Volume) error {
 		}
 	}
 	return nil
+}
+
+// notLeased returns errs.Busy while there is a lease on v.
+func (e *Engine) notLeased(ctx context.Context, v disk.Volume) error {
+	return e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		l, err := leaseOf(ctx, tx, v.ID)
+		if err == nil && l != nil {
+			err = attachedError(ctx, tx, v)
+		}
+		return err
+	})
 }
 
 // unlocked returns errs.Busy while a program outside of tarn holds v open.
@@ -359,5 +363,18 @@ func (e *Engine) unlocked(ctx context.Context, v disk.Volume) error {
 // volumeDelete removes a volume and its records for good: step
 // volume.delete/v1.
 func (e *Engine) volumeDelete() journal.Handler[*store.Tx] {
-	return simple{final: true, act: e.volumeRemove, commit: e.volumeForget}
+	return simple{final: true, commit: e.volumeForget, act: func(ctx context.Context, c *journal.Call) error {
+		var a volumeArgs
+		if err := c.Args(&a); err != nil {
+			return err
+		}
+		v, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Volume, error) { return tx.Volumes.Get(ctx, a.Volume) })
+		if err == nil && v.Kind == disk.KindDisk {
+			err = e.unlocked(ctx, v) // taken since the request was looked at
+		}
+		if err != nil && !errors.Is(err, errs.NotFound) {
+			return err
+		}
+		return e.volumeRemove(ctx, c)
+	}}
 }

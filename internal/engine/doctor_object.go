@@ -35,7 +35,7 @@ func (c *checkup) lookObject(ctx context.Context, a around, p *pool.Pool, first 
 	} else if f != nil {
 		fs = append(fs, *f)
 	}
-	if a.lease != nil || c.e.exports.has(v.ID) {
+	if a.lease != nil || c.e.exports.count(v.ID) > 0 {
 		if first {
 			c.inUse++
 		}

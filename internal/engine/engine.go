@@ -31,6 +31,7 @@ type Config struct {
 	Log         *slog.Logger
 	Workers     int // operations that run at once
 	Version     string
+	StateDir    string // no pool may lie in it, nor it in a pool
 	// Ballast is the state directory's: the store gives it up when it has no
 	// room. Restore takes it again; Missing is how many bytes of it are not there.
 	Ballast interface {
@@ -61,12 +62,14 @@ type Engine struct {
 	space   gauges
 	imports sessions
 	configs spools
-	exports holds // volumes that are read without an operation
+	exports holds[disk.VolumeID] // volumes that are read without an operation
+	reading holds[disk.PoolID]   // pools that exports and copies read from
 
 	describing turns // of those who write one volume's sidecar
 	planned    plans
 
 	background sync.WaitGroup
+	life       context.Context // of what runs in the background
 	stop       context.CancelFunc
 }
 
@@ -77,7 +80,7 @@ type Engine struct {
 func New(ctx context.Context, c Config) (*Engine, error) {
 	c.ensureDefaults()
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
-	e := &Engine{cfg: c, store: c.Store, types: map[string]driver.Type{}, stop: stop}
+	e := &Engine{cfg: c, store: c.Store, types: map[string]driver.Type{}, life: life, stop: stop}
 	for _, t := range c.Types {
 		e.types[t.Name] = t
 	}
@@ -85,7 +88,7 @@ func New(ctx context.Context, c Config) (*Engine, error) {
 		Owner: string(c.Host.ID), Handlers: e.handlers(), Clock: c.Clock,
 		NewID: func() journal.ID { return journal.ID(newID()) }, Workers: c.Workers, Log: c.Log, OnFinal: e.operationChanged,
 	})
-	if err := e.begin(ctx, life); err != nil {
+	if err := e.begin(ctx); err != nil {
 		stop()
 		e.pools.closeAll()
 		return nil, err
@@ -93,7 +96,7 @@ func New(ctx context.Context, c Config) (*Engine, error) {
 	return e, nil
 }
 
-func (e *Engine) begin(ctx, life context.Context) error {
+func (e *Engine) begin(ctx context.Context) error {
 	if err := e.registerHost(ctx); err != nil {
 		return err
 	}
@@ -106,7 +109,7 @@ func (e *Engine) begin(ctx, life context.Context) error {
 	if err := e.releaseOldLeases(ctx); err != nil {
 		return err
 	}
-	e.background.Go(func() { e.restoreBallast(life) })
+	e.background.Go(func() { e.restoreBallast(e.life) })
 	return nil
 }
 

@@ -49,11 +49,15 @@ func (e *Engine) DiskExport(ctx context.Context, ref string, x api.DiskExport, s
 		return err
 	}
 	defer e.exports.take(r.volume.ID)()
+	defer e.reading.take(r.pool.ID)()
 	in, err := p.OpenChain(ctx, chain, driver.Read)
 	if err != nil {
 		return err
 	}
 	out, err := sinkOf(s)
+	if err == nil {
+		err = e.notLeased(ctx, r.volume) // granted before the locks that keep others away were taken
+	}
 	if err == nil {
 		err = volio.Export(ctx, in, out, format, progress)
 	}

@@ -33,17 +33,17 @@ func (t *turns) Lock(id disk.VolumeID) { t.lock(id).Lock() }
 func (t *turns) Unlock(id disk.VolumeID) { t.lock(id).Unlock() }
 
 // holds counts who reads volumes without an operation. Its zero value is ready.
-type holds struct {
+type holds[K comparable] struct {
 	mu sync.Mutex
-	of map[disk.VolumeID]int
+	of map[K]int
 }
 
 // take counts one more reader of id, until the returned function is called.
-func (h *holds) take(id disk.VolumeID) (release func()) {
+func (h *holds[K]) take(id K) (release func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.of == nil {
-		h.of = map[disk.VolumeID]int{}
+		h.of = map[K]int{}
 	}
 	h.of[id]++
 	return func() {
@@ -55,10 +55,11 @@ func (h *holds) take(id disk.VolumeID) (release func()) {
 	}
 }
 
-func (h *holds) has(id disk.VolumeID) bool {
+// count returns how many readers id has.
+func (h *holds[K]) count(id K) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.of[id] > 0
+	return h.of[id]
 }
 
 // described is the part of a sidecar that the records must repeat. What the

@@ -153,6 +153,18 @@ func (e *Engine) ImageDelete(ctx context.Context, o api.Options, ref string) (ap
 	if out, err := e.seen(ctx, o, "image.delete", named{ref}); out != nil || err != nil {
 		return answer(out, err)
 	}
+	for {
+		out, err := e.imageDelete(ctx, o, ref)
+		if !errors.Is(err, errMoved) || ctx.Err() != nil {
+			return out, err
+		}
+	}
+}
+
+// errMoved says that what a plan was made from changed before it was recorded.
+var errMoved = errors.New("the plan's premise changed")
+
+func (e *Engine) imageDelete(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
 	i, bases, err := e.imageBases(ctx, ref)
 	if err != nil {
 		return api.Outcome{}, err
@@ -180,6 +192,13 @@ func (e *Engine) ImageDelete(ctx context.Context, o api.Options, ref string) (ap
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
 		if err := settled(ctx, tx, i); err != nil {
 			return err
+		}
+		stay, _, err := partition(ctx, tx, i, bases)
+		if err != nil {
+			return err
+		}
+		if len(stay) != len(kept) {
+			return errMoved
 		}
 		for _, b := range gone {
 			if err := markBaseDeleting(ctx, tx, b.ID); err != nil {
@@ -269,6 +288,9 @@ func (v *view) base(ctx context.Context, b disk.Volume) (api.CacheEntry, error) 
 
 // CacheAdd puts an image's base into a pool that has none yet.
 func (e *Engine) CacheAdd(ctx context.Context, o api.Options, r api.CacheAdd) (api.Outcome, error) {
+	if out, err := e.seen(ctx, o, "cache.add", r); out != nil || err != nil {
+		return answer(out, err)
+	}
 	var i disk.Image
 	var p disk.Pool
 	var base disk.Volume

@@ -122,12 +122,16 @@ func (e *Engine) judge(ctx context.Context, c *journal.Call, a importArgs) (inge
 		return ingest.Header{}, err
 	}
 	if s.session == nil {
-		m, err := e.measure(ctx, a.Domain)
+		room, err := e.headroom(ctx, a.Domain)
 		if err != nil {
 			return ingest.Header{}, err
 		}
+		room -= room / 16 // others write as well until it is promised
+		if a.Format == string(diskfmt.Qcow2) {
+			room /= 4 // the rest is for what the kept part of the stream expands to
+		}
 		life, end := context.WithCancel(context.WithoutCancel(ctx))
-		claim := ingest.Claim{Format: a.Format, SHA256: a.SHA256, MaxUnannounced: max(m.free, 1)}
+		claim := ingest.Claim{Format: a.Format, SHA256: a.SHA256, MaxUnannounced: max(room, 1)}
 		stop := context.AfterFunc(ctx, end) // a cancelled step ends the worker; a finished one hands it on
 		session, err := ingest.Open(life, e.cfg.Ingest, s.src, claim)
 		stop()
@@ -155,9 +159,6 @@ func (e *Engine) expectBase(ctx context.Context, tx *store.Tx, a importArgs, h i
 		size = h.MaxData // a stream that does not say; known when it ends
 	}
 	need := plan.Need{Commit: h.MaxData, Write: h.MaxData + h.MaxSpool}
-	if h.VirtualSize < 0 {
-		need = plan.Need{} // bounded by what was free; accounted when its size is known
-	}
 	if err := admit(ctx, tx, a.Domain, e.space.last(a.Domain), need); err != nil {
 		return errs.Wrap(err, "image.import", i.Name)
 	}
@@ -285,8 +286,11 @@ func (e *Engine) nameBase(ctx context.Context, tx *store.Tx, c *journal.Call) er
 	twin, err := baseIn(ctx, tx, a.Pool, r.Content)
 	switch {
 	case err == nil && twin.State == disk.VolumeReady: // the image will share it
-	case err == nil:
+	case err == nil && twin.State == disk.VolumeCreating:
 		return journal.Again // Act waits for the other import of the same content
+	case err == nil:
+		return errs.New(errs.Busy, "image.import", i.Name, "the pool's base %s with the same content is %s", twin.Name, twin.State).
+			WithHint("tarn doctor says why, and --repair clears it")
 	case !errors.Is(err, errs.NotFound):
 		return err
 	default:

@@ -118,6 +118,9 @@ func recorded(r api.InstanceCreate) api.InstanceCreate {
 func (e *Engine) orders(ctx context.Context, tx *store.Tx, specs []api.DiskSpec, pool string) ([]diskOrder, error) {
 	out := make([]diskOrder, 0, len(specs))
 	for _, s := range specs {
+		if s.Role == string(disk.RoleConfig) {
+			return nil, errs.New(errs.Invalid, "disk.create", s.Role, "a config drive is made from files, with its instance").WithHint("give config_drive instead of a disk")
+		}
 		o, err := e.order(ctx, tx, s, pool)
 		if err != nil {
 			return nil, err

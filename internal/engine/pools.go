@@ -74,7 +74,7 @@ func (e *Engine) PoolCreate(ctx context.Context, o api.Options, r api.PoolCreate
 	d.steps = []journal.Step{journal.NewStep(stepPoolPrepare, a)}
 	d.notes = []string{"sets " + p.Path + " aside as pool " + p.Name}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
-		if err := apart(ctx, tx, p); err != nil {
+		if err := e.apart(ctx, tx, p); err != nil {
 			return err
 		}
 		return insertPool(ctx, tx, p)
@@ -124,7 +124,11 @@ func poolPath(path string) (string, error) {
 	if path == "" || !filepath.IsAbs(path) {
 		return "", errs.New(errs.Invalid, "pool.path", path, "a pool's path must be absolute").WithHint("for example --path /srv/tarn")
 	}
-	return filepath.Clean(path), nil
+	path = filepath.Clean(path)
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil && path != "/" {
+		path = filepath.Join(parent, filepath.Base(path)) // so that one directory has one path
+	}
+	return path, nil
 }
 
 func checkPolicy(f disk.FormatPolicy, c disk.Capabilities) error {
@@ -199,7 +203,10 @@ func parseOwner(s string) (disk.Owner, error) {
 }
 
 // apart refuses a path that is, contains or lies in another pool of this host.
-func apart(ctx context.Context, tx *store.Tx, p disk.Pool) error {
+func (e *Engine) apart(ctx context.Context, tx *store.Tx, p disk.Pool) error {
+	if s := e.cfg.StateDir; s != "" && (within(p.Path, s) || within(s, p.Path)) {
+		return errs.New(errs.Conflict, "pool.create", p.Path, "%s and the daemon's state directory %s would contain each other", p.Path, s)
+	}
 	pools, _, err := tx.Pools.List(ctx, store.Query{})
 	if err != nil {
 		return err
@@ -211,11 +218,16 @@ func apart(ctx context.Context, tx *store.Tx, p disk.Pool) error {
 		if other.Path == p.Path {
 			return errs.New(errs.Exists, "pool.create", p.Path, "%s is already pool %s", p.Path, other.Name)
 		}
-		if strings.HasPrefix(p.Path+"/", other.Path+"/") || strings.HasPrefix(other.Path+"/", p.Path+"/") {
+		if within(p.Path, other.Path) || within(other.Path, p.Path) {
 			return errs.New(errs.Conflict, "pool.create", p.Path, "%s and pool %s at %s would contain each other", p.Path, other.Name, other.Path)
 		}
 	}
 	return nil
+}
+
+// within reports whether path lies in dir, or is it.
+func within(path, dir string) bool {
+	return strings.HasPrefix(strings.TrimSuffix(path, "/")+"/", strings.TrimSuffix(dir, "/")+"/")
 }
 
 // insertPool records a pool that is being made, in a domain of its own until
@@ -387,8 +399,20 @@ func (e *Engine) settle(ctx context.Context, tx *store.Tx, a poolArgs, identity 
 	return m, nil
 }
 
-// unpreparePool takes the marker away again, if it is this pool's.
+// unpreparePool takes back what preparing a pool made. Storage that is another
+// pool's, or that can hold none, has nothing of it.
 func (e *Engine) unpreparePool(ctx context.Context, a poolArgs) error {
+	err := e.clearPool(ctx, a)
+	switch errs.KindOf(err) {
+	case errs.NotFound, errs.Conflict, errs.Invalid, errs.Unsafe:
+		return nil
+	}
+	return err
+}
+
+// clearPool closes a pool and removes what tarn made of its storage beside
+// volumes.
+func (e *Engine) clearPool(ctx context.Context, a poolArgs) error {
 	r, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Pool, error) { return tx.Pools.Get(ctx, a.Pool) })
 	if errors.Is(err, errs.NotFound) {
 		return nil
@@ -396,25 +420,14 @@ func (e *Engine) unpreparePool(ctx context.Context, a poolArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := e.pools.drop(a.Pool); err != nil {
-		return err
-	}
-	return e.unmark(ctx, r)
-}
-
-// unmark removes what tarn made of a pool's storage beside volumes. Storage
-// that is another pool's, or that can hold none, has nothing of r's.
-func (e *Engine) unmark(ctx context.Context, r disk.Pool) error {
 	t, err := e.driverType(r.Driver)
 	if err != nil {
 		return err
 	}
-	err = t.Remove(ctx, pool.Config(r))
-	switch errs.KindOf(err) {
-	case errs.NotFound, errs.Conflict, errs.Invalid, errs.Unsafe:
-		return nil
+	if err := e.pools.drop(a.Pool); err != nil {
+		return err
 	}
-	return err
+	return t.Remove(ctx, pool.Config(r))
 }
 
 // forgetPool removes a pool's record, and its domain's with the last pool.

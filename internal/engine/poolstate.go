@@ -115,6 +115,9 @@ func poolChange(s api.PoolSet, caps disk.Capabilities) (func(*disk.Marker), erro
 
 // PoolStart makes a stopped or unavailable pool active.
 func (e *Engine) PoolStart(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
+	if out, err := e.seen(ctx, o, "pool.start", named{ref}); out != nil || err != nil {
+		return answer(out, err)
+	}
 	r, err := e.poolByRef(ctx, ref)
 	if err != nil {
 		return api.Outcome{}, err
@@ -122,12 +125,15 @@ func (e *Engine) PoolStart(ctx context.Context, o api.Options, ref string) (api.
 	if _, ok := e.pools.get(r.ID); ok && r.State == disk.PoolActive {
 		return present(e, "pool.start", api.Subject(poolSubject(r))), nil
 	}
-	return e.changePoolState(ctx, o, "pool.start", r, disk.PoolActive)
+	return e.changePoolState(ctx, o, "pool.start", ref, r, disk.PoolActive)
 }
 
 // PoolStop makes a pool inactive: nothing touches its storage until it is
 // started again. Attached disks keep running.
 func (e *Engine) PoolStop(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
+	if out, err := e.seen(ctx, o, "pool.stop", named{ref}); out != nil || err != nil {
+		return answer(out, err)
+	}
 	r, err := e.poolByRef(ctx, ref)
 	if err != nil {
 		return api.Outcome{}, err
@@ -135,7 +141,7 @@ func (e *Engine) PoolStop(ctx context.Context, o api.Options, ref string) (api.O
 	if r.State == disk.PoolInactive {
 		return present(e, "pool.stop", api.Subject(poolSubject(r))), nil
 	}
-	return e.changePoolState(ctx, o, "pool.stop", r, disk.PoolInactive)
+	return e.changePoolState(ctx, o, "pool.stop", ref, r, disk.PoolInactive)
 }
 
 // stateArgs is the state that pool.open/v1 brings a pool to.
@@ -145,13 +151,17 @@ type stateArgs struct {
 	From disk.PoolState `json:"from"`
 }
 
-func (e *Engine) changePoolState(ctx context.Context, o api.Options, kind string, r disk.Pool, to disk.PoolState) (api.Outcome, error) {
+func (e *Engine) changePoolState(ctx context.Context, o api.Options, kind, ref string, r disk.Pool, to disk.PoolState) (api.Outcome, error) {
 	d := newDraft(kind, poolSubject(r))
+	d.request = named{ref}
 	d.resources = []string{"pool:" + string(r.ID)}
 	d.steps = []journal.Step{journal.NewStep(stepPoolOpen, stateArgs{r.ID, to, r.State})}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
 		if to != disk.PoolInactive {
 			return nil
+		}
+		if n := e.reading.count(r.ID); n > 0 {
+			return errs.New(errs.Busy, "pool.stop", r.Name, "%d exports or copies read from the pool", n).WithHint("wait until they are done")
 		}
 		for _, s := range []disk.VolumeState{disk.VolumeCreating, disk.VolumeResizing, disk.VolumeDeleting} {
 			n, err := tx.Volumes.Count(ctx, store.Eq("pool_id", r.ID), store.Eq("state", s))
@@ -237,10 +247,10 @@ func (e *Engine) PoolDelete(ctx context.Context, o api.Options, ref string, keep
 	a := poolArgs{Pool: r.ID, KeepData: keepData}
 	if !keepData {
 		p, err := e.pool(r)
-		if err != nil {
-			return api.Outcome{}, err
+		if err == nil {
+			err = allRecorded(ctx, p, r, vols)
 		}
-		if err := allRecorded(ctx, p, r, vols); err != nil {
+		if err != nil && r.State != disk.PoolDeleting { // which is closed already
 			return api.Outcome{}, err
 		}
 		for _, v := range vols {
@@ -353,7 +363,7 @@ func (e *Engine) poolForget() journal.Handler[*store.Tx] {
 			if a.KeepData {
 				return e.pools.drop(a.Pool)
 			}
-			return e.unpreparePool(ctx, a)
+			return errs.Wrap(e.clearPool(ctx, a), "pool.delete", c.Op.Subject.Name)
 		},
 		commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
 			var a poolArgs

@@ -54,7 +54,7 @@ func (e *Engine) PoolImport(ctx context.Context, o api.Options, r api.PoolImport
 			return err
 		}
 		m.Pool.Path = path
-		return apart(ctx, tx, m.Pool)
+		return e.apart(ctx, tx, m.Pool)
 	}
 	return e.submit(ctx, o, d)
 }

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -112,7 +113,7 @@ func (e *Engine) intendResize(ctx context.Context, tx *store.Tx, a resizeArgs, d
 	}
 	need := max(commitment(v.Format, a.To), v.Committed)
 	if err := admit(ctx, tx, domain, space, plan.Need{Commit: need - v.Committed, Write: 1 << 20}); err != nil {
-		return err
+		return errs.Wrap(err, "disk.resize", v.Name)
 	}
 	v.State, v.Committed = disk.VolumeResizing, need
 	return tx.Volumes.Update(ctx, v)
@@ -149,16 +150,42 @@ func (e *Engine) volumeResize() journal.Handler[*store.Tx] {
 			if err := c.Args(&a); err != nil {
 				return err
 			}
-			return e.resizeTo(ctx, a, a.To, a.From, a.WasAsked)
+			a, err := e.takeBack(ctx, a)
+			if err != nil {
+				return err
+			}
+			return errors.Join(c.SetOutput(a), e.resizeTo(ctx, a, a.To, a.From, a.WasAsked))
 		},
 		undoCommit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
 			var a resizeArgs
-			if err := c.Args(&a); err != nil {
+			if err := c.Output(&a); err != nil {
 				return err
 			}
 			return e.recordSize(ctx, tx, a.Volume, a.From, a.WasAsked, c.Op.ID)
 		},
 	}
+}
+
+// takeBack returns the resize that undoing a means. A shrink that has cut the
+// container cannot be taken back: what was cut off is gone, and a container of
+// the old size would say otherwise. Such an undo ends with the new size.
+func (e *Engine) takeBack(ctx context.Context, a resizeArgs) (resizeArgs, error) {
+	if a.To >= a.From {
+		return a, nil
+	}
+	v, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Volume, error) { return tx.Volumes.Get(ctx, a.Volume) })
+	if err != nil {
+		return a, err
+	}
+	p, err := e.poolOf(ctx, v.PoolID)
+	if err != nil {
+		return a, err
+	}
+	obj, err := p.Describe(ctx, pool.Ref(v))
+	if err == nil && obj.Size <= a.To {
+		a.From, a.WasAsked = a.To, a.Requested
+	}
+	return a, err
 }
 
 // resizeTo brings the container from one size to another, whichever it has,

@@ -65,7 +65,7 @@ func (e *Engine) choosePool(ctx context.Context, tx *store.Tx, refs ...string) (
 	}
 	sort.Strings(names)
 	return disk.Pool{}, errs.New(errs.Invalid, "pool", "", "there are several pools: %s", strings.Join(names, ", ")).
-		WithHint("name one with --pool")
+		WithHint("name one: --pool NAME, or ,pool=NAME behind a disk's size")
 }
 
 // findDisk finds a disk by id, serial, or INSTANCE/NAME.

@@ -186,6 +186,23 @@ func (e *Engine) physical(ctx context.Context, id disk.DomainID) (int64, error) 
 	return own, nil
 }
 
+// headroom returns what an operation of unknown size may be promised and write
+// in domain id, in bytes.
+func (e *Engine) headroom(ctx context.Context, id disk.DomainID) (int64, error) {
+	m, err := e.measure(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (int64, error) {
+		d, err := tx.Domains.Get(ctx, id)
+		if err != nil {
+			return 0, err
+		}
+		s, err := m.space(ctx, tx, id)
+		return max(0, min(plan.Available(d, s), s.Free-d.Reserve.Of(s.Capacity)-s.Writing)), err
+	})
+}
+
 // admit decides inside tx whether domain id can take on need, on measurements
 // taken before.
 func admit(ctx context.Context, tx *store.Tx, id disk.DomainID, m measured, need plan.Need) error {

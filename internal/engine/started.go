@@ -7,6 +7,7 @@ import (
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/pool"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
@@ -126,18 +127,18 @@ func (e *Engine) poolOf(ctx context.Context, id disk.PoolID) (*pool.Pool, error)
 }
 
 // restoreBallast takes the space back that was given up for deletes, where
-// there is room again.
+// there is room again; the records' before the pools'.
 func (e *Engine) restoreBallast(ctx context.Context) {
-	for id, p := range e.pools.all() {
-		if b, ok := p.Driver.(interface{ RestoreBallast(context.Context) error }); ok {
-			if err := b.RestoreBallast(ctx); err != nil {
-				e.cfg.Log.Debug("no room for the pool's ballast", "pool", id, "error", err)
-			}
-		}
-	}
 	if e.cfg.Ballast != nil {
 		if err := e.cfg.Ballast.Restore(); err != nil {
 			e.cfg.Log.Debug("no room for the state directory's ballast", "error", err)
+		}
+	}
+	for id, p := range e.pools.all() {
+		if b, ok := p.Driver.(driver.Ballast); ok {
+			if err := b.RestoreBallast(ctx); err != nil {
+				e.cfg.Log.Debug("no room for the pool's ballast", "pool", id, "error", err)
+			}
 		}
 	}
 }

@@ -291,7 +291,7 @@ func TestLeases(t *testing.T) {
 	}
 	b.boot = "another-boot"
 	b.restart()
-	settle(t, b)
+	b.settled()
 	if d, _ := b.Disk(ctx, "web1/data0"); d.Attached != nil {
 		t.Errorf("the lease of an earlier boot is still there: %+v", d.Attached)
 	}
@@ -313,12 +313,13 @@ func TestLeases(t *testing.T) {
 	}
 }
 
-func settle(t *testing.T, b *bench) {
-	t.Helper()
+// settled waits until no operation runs.
+func (b *bench) settled() {
+	b.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := b.Settle(ctx); err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 }
 

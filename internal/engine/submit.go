@@ -134,8 +134,23 @@ func (e *Engine) operationChanged(ctx context.Context, tx *store.Tx, op *journal
 	if op.State.Final() {
 		e.imports.drop(op.ID)
 		e.configs.drop(op.ID)
+		e.afterwards(op.Kind)
 	}
 	return e.emit(ctx, tx, "operation."+string(op.State), op.Subject, op.ID)
+}
+
+// afterwards does, beside the operations, what the end of one makes possible.
+func (e *Engine) afterwards(kind string) {
+	switch kind {
+	case "disk.delete", "instance.delete", "image.delete", "cache.prune", "pool.delete":
+		e.background.Go(func() { e.restoreBallast(e.life) })
+	case "pool.start":
+		e.background.Go(func() {
+			if err := e.releaseOldLeases(e.life); err != nil && e.life.Err() == nil {
+				e.cfg.Log.Warn("leases of an earlier boot could not be released", "error", err)
+			}
+		})
+	}
 }
 
 // emit records one event.

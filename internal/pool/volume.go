@@ -69,10 +69,21 @@ func (p *Pool) Delete(ctx context.Context, v disk.Volume) error {
 		return err
 	}
 	own, err := p.owns(ctx, v)
-	if err != nil || !own {
-		return err
+	if own {
+		return p.Driver.Delete(ctx, driver.Ref{ID: v.ID, Name: v.Name})
 	}
-	return p.Driver.Delete(ctx, driver.Ref{ID: v.ID, Name: v.Name})
+	// A sidecar that is gone or damaged does not make the bytes somebody
+	// else's: the record knows the object itself.
+	if v.BackendID != "" && (err == nil || errors.Is(err, errs.Corrupt)) {
+		if _, gone := p.Describe(ctx, Ref(v)); gone == nil || errors.Is(gone, errs.NotFound) && err != nil {
+			return p.Driver.Delete(ctx, Ref(v))
+		}
+	}
+	if err != nil {
+		return errs.New(errs.Corrupt, "volume.delete", v.Name, "what lies beside the volume does not say whose it is: %w", err).
+			WithHint("look at it with tarn doctor; move the file out of the pool if it is not tarn's")
+	}
+	return nil
 }
 
 // Resize sets the virtual size of the first volume of a chain to size bytes,
@@ -155,7 +166,7 @@ func (p *Pool) Path(v disk.Volume) string {
 // for writing, as far as the technology can tell.
 func (p *Pool) InUse(ctx context.Context, v disk.Volume) error {
 	if pr, ok := p.Driver.(driver.Prober); ok {
-		return pr.Probe(ctx, Ref(v))
+		return pr.Probe(ctx, driver.Ref{ID: v.ID, Name: v.Name})
 	}
 	return nil
 }
