@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -204,6 +205,39 @@ func TestForeignEntries(t *testing.T) {
 	}
 	if got, err := os.ReadFile(canary); err != nil || string(got) != "canary" {
 		t.Errorf("the canary holds %q, %v", got, err)
+	}
+}
+
+// TestRemoveKeepsForeignStaging puts into .tarn-tmp what tarn never makes there.
+func TestRemoveKeepsForeignStaging(t *testing.T) {
+	for name, put := range map[string]func(path string) error{
+		"dd":      func(path string) error { return os.Mkdir(path, 0o700) },
+		"link":    func(path string) error { return os.Symlink("ballast", path) },
+		".hid":    func(path string) error { return os.WriteFile(path, []byte("kept"), 0o600) },
+		"a photo": func(path string) error { return os.WriteFile(path, []byte("kept"), 0o600) },
+	} {
+		d, c := newPool(t, t.TempDir())
+		if err := d.Create(t.Context(), driver.Spec{ID: disk.VolumeID(drivertest.NewID()), Size: 4096}); err != nil {
+			t.Fatal(err)
+		}
+		foreign := filepath.Join(c.Path, ".tarn-tmp", name)
+		if err := put(foreign); err != nil {
+			t.Fatal(err)
+		}
+		before := residue(t, c)
+		err := dirdrv.Type.Remove(t.Context(), c)
+		if !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), foreign) {
+			t.Errorf("Remove with %q in .tarn-tmp = %v, want a conflict that names it", name, err)
+		}
+		if after := residue(t, c); !slices.Equal(after, before) {
+			t.Errorf("Remove with %q in .tarn-tmp left %q, before there was %q", name, after, before)
+		}
+		if err := os.Remove(foreign); err != nil {
+			t.Fatal(err)
+		}
+		if err := dirdrv.Type.Remove(t.Context(), c); err != nil {
+			t.Errorf("Remove when %q is gone: %v", name, err)
+		}
 	}
 }
 

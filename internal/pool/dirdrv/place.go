@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -273,7 +274,7 @@ func empty(ctx context.Context, op string, d *dir, c driver.Config) error {
 	if there, err := d.exists(tmpName); err != nil {
 		return err
 	} else if there {
-		if err := removeTmp(ctx, d); err != nil {
+		if err := removeTmp(ctx, op, d); err != nil {
 			return err
 		}
 	}
@@ -283,7 +284,9 @@ func empty(ctx context.Context, op string, d *dir, c driver.Config) error {
 	return d.sync()
 }
 
-func removeTmp(ctx context.Context, d *dir) error {
+// removeTmp takes .tarn-tmp away with what is staged in it, or leaves it whole
+// if anything in it cannot be tarn's.
+func removeTmp(ctx context.Context, op string, d *dir) error {
 	tmp, err := openPrivate(d, tmpName)
 	if err != nil {
 		return err
@@ -294,11 +297,28 @@ func removeTmp(ctx context.Context, d *dir) error {
 		return err
 	}
 	for _, name := range names {
+		st, err := tmp.stat(name)
+		if err == nil && (!isRegular(st) || !madeInTmp(name)) {
+			path := filepath.Join(d.f.Name(), tmpName, name)
+			err = errs.New(errs.Conflict, op, path, "tarn did not make %s", path).WithHint("see what it is and move it away")
+		}
+		if ignoring(unix.ENOENT, err) != nil {
+			return err
+		}
+	}
+	for _, name := range names {
 		if err := tmp.remove(name); err != nil {
 			return err
 		}
 	}
 	return faults.Do(faults.Unlink, "rmdir "+tmpName, func() error { return unix.Unlinkat(d.fd(), tmpName, unix.AT_REMOVEDIR) })
+}
+
+// madeInTmp reports whether name is one that tarn gives a file in .tarn-tmp: a
+// staged volume's, a record's or the ballast's.
+func madeInTmp(name string) bool {
+	return name == ballastName || name == markerName || strings.HasSuffix(name, sidecarSuffix) ||
+		checkID("", disk.VolumeID(strings.TrimSuffix(name, partSuffix))) == nil
 }
 
 // unmake removes the directory if prepare made it, unless something is in it
