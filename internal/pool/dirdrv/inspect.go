@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/faults"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
@@ -23,14 +24,18 @@ var (
 	_ driver.Protector = (*pool)(nil)
 )
 
-// Staged implements driver.Leftovers.
+// Staged implements driver.Leftovers. It yields all that is in .tarn-tmp but
+// the ballast and records on their way, under whatever name somebody put it.
 func (p *pool) Staged(ctx context.Context) iter.Seq2[disk.VolumeID, error] {
 	return func(yield func(disk.VolumeID, error) bool) {
 		seen := map[string]bool{}
 		err := p.tmp.each(ctx, func(name string) bool {
 			id := strings.TrimSuffix(name, partSuffix)
-			if strings.HasSuffix(name, sidecarSuffix) || seen[id] || checkID("", disk.VolumeID(id)) != nil {
-				return true // the next sidecar of a volume, or the ballast
+			if isOwn(id) { // with the suffix it is none of tarn's own
+				id = name
+			}
+			if strings.HasSuffix(name, sidecarSuffix) || seen[id] || isOwn(id) {
+				return true
 			}
 			seen[id] = true
 			return yield(disk.VolumeID(id), nil)
@@ -41,11 +46,15 @@ func (p *pool) Staged(ctx context.Context) iter.Seq2[disk.VolumeID, error] {
 	}
 }
 
+// isOwn reports whether tarn keeps something of its own under that name in
+// .tarn-tmp, or nothing can have it.
+func isOwn(name string) bool { return name == "" || name == ballastName || name == markerName }
+
 // SetAside implements driver.Leftovers. A name that was set aside before gets a
 // number.
 func (p *pool) SetAside(ctx context.Context, r driver.Ref) error {
 	const op = "volume.set_aside"
-	at, name, err := p.place(op, r)
+	at, name, err := p.leftover(op, r)
 	if err == nil {
 		err = ctx.Err()
 	}
@@ -74,11 +83,23 @@ func (p *pool) SetAside(ctx context.Context, r driver.Ref) error {
 	return failed(op, subject(r), err)
 }
 
+// leftover is place for all that Staged and List yield.
+func (p *pool) leftover(op string, r driver.Ref) (*dir, string, error) {
+	if r.Name != "" {
+		return p.place(op, r)
+	}
+	name := string(r.ID)
+	if isOwn(name) || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+		return nil, "", errs.New(errs.Invalid, op, name, "%q is nothing that is staged", name)
+	}
+	return p.tmp, name, nil
+}
+
 // moveAside moves name, if it is there, to a name that is free.
 func moveAside(at *dir, name string, aside *dir) error {
 	there, err := at.exists(name)
 	if err != nil || !there {
-		return err
+		return ignoring(unix.ENAMETOOLONG, err) // nothing has such a name
 	}
 	for n := 0; ; n++ {
 		to := name

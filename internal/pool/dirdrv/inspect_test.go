@@ -1,11 +1,14 @@
 package dirdrv_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
+	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
 )
@@ -59,6 +62,51 @@ func TestLeftovers(t *testing.T) {
 	}
 	for o, err := range d.List(t.Context()) {
 		t.Errorf("the quarantine is listed: %v, %v", o, err)
+	}
+}
+
+// TestLeftoversOfAnyName puts what is not tarn's into .tarn-tmp.
+func TestLeftoversOfAnyName(t *testing.T) {
+	d, c := newPool(t, t.TempDir())
+	l := d.(driver.Leftovers)
+	tmp, aside := filepath.Join(c.Path, ".tarn-tmp"), filepath.Join(c.Path, ".tarn-quarantine")
+	junk := map[string]bool{ // what is yielded, and whether it is a directory
+		".hid": false, "a photo": false, "dd": true, "ballast.new": false, ".new": false, ".tarn-pool.new": false, strings.Repeat("x", 255): false,
+	}
+	for name, isDir := range junk {
+		err := os.WriteFile(filepath.Join(tmp, name), nil, 0o600)
+		if isDir {
+			err = errors.Join(os.Remove(filepath.Join(tmp, name)), os.Mkdir(filepath.Join(tmp, name), 0o700))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := map[string]bool{}
+	for id, err := range l.Staged(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := junk[string(id)]; !ok {
+			t.Errorf("Staged yields %q, which nobody put there", id)
+		}
+		found[string(id)] = true
+	}
+	for name := range junk {
+		if !found[name] {
+			t.Errorf("Staged does not yield %q", name)
+		}
+		if err := l.SetAside(t.Context(), driver.Ref{ID: disk.VolumeID(name)}); err != nil {
+			t.Errorf("SetAside of %q: %v", name, err)
+		}
+		if _, err := os.Lstat(filepath.Join(aside, name)); err != nil {
+			t.Errorf("%q was set aside, but not kept: %v", name, err)
+		}
+	}
+	for _, id := range []disk.VolumeID{"", ".", "..", "ballast", ".tarn-pool", "../disk"} {
+		if err := l.SetAside(t.Context(), driver.Ref{ID: id}); !errors.Is(err, errs.Invalid) {
+			t.Errorf("SetAside of %q = %v, want invalid", id, err)
+		}
 	}
 }
 
