@@ -219,8 +219,9 @@ func (c *checkup) checkSidecars(ctx context.Context, r disk.Pool, p *pool.Pool) 
 			return err
 		}
 		for _, name := range strays {
-			if _, err := p.Sidecar(ctx, name); errors.Is(err, errs.NotFound) {
-				continue // deleted meanwhile
+			data, err := p.Sidecar(ctx, name)
+			if errors.Is(err, errs.NotFound) || err == nil && !pool.IsSidecar(data) {
+				continue // deleted meanwhile, or somebody else's file
 			}
 			object := r.Name + "/" + name
 			f := found("I14", object, "the sidecar of %s lies there without its volume and without a record", object).

@@ -308,9 +308,13 @@ func breakages() []breakage {
 		{name: "a sidecar that says something else", invariant: "I14", object: "web1/data0", detail: "disk.cache", mended: true, sql: []string{"UPDATE disks SET cache = 'unsafe' WHERE name = 'data0'"}},
 		{name: "a lone sidecar", invariant: "I14", object: "left.raw", detail: "without its volume", mended: true,
 			files: func(t *testing.T, pool string) {
-				do(t, os.WriteFile(filepath.Join(pool, "left.raw.tarn.json"), []byte("{}"), 0o600))
+				do(t, os.WriteFile(filepath.Join(pool, "left.raw.tarn.json"), []byte(`{"format":"tarn-sidecar","version":1,"rec`), 0o600))
+				do(t, os.WriteFile(filepath.Join(pool, "theirs.tarn.json"), []byte("{}"), 0o600)) // stays foreign
 			},
-			after: func(t *testing.T, _ *bench, pool string) { file(t, pool, ".tarn-quarantine/left.raw.tarn.json") }},
+			after: func(t *testing.T, _ *bench, pool string) {
+				file(t, pool, ".tarn-quarantine/left.raw.tarn.json")
+				file(t, pool, "theirs.tarn.json")
+			}},
 		{name: "a disk that everybody can read", invariant: "I14", object: "web1/data0", detail: "0644", mended: true,
 			files: func(t *testing.T, pool string) { do(t, os.Chmod(file(t, pool, "*data0.raw"), 0o644)) }},
 		{name: "a base that can be written", invariant: "I14", object: "base_", detail: "0660", mended: true,

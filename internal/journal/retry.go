@@ -6,9 +6,30 @@ import (
 	"github.com/tarn-storage/tarn/errs"
 )
 
-// Holds reports whether this runner runs the operation, or has left it for the
-// next start. An unfinished operation that its owner does not hold stands still.
-func (r *Runner[T]) Holds(id ID) bool { return r.task(id) != nil }
+// Holds reports whether this runner runs the operation, is about to, or has
+// left it for the next start. An unfinished operation that its owner does not
+// hold stands still.
+func (r *Runner[T]) Holds(id ID) bool {
+	if r.task(id) != nil {
+		return true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.submitting[id]
+}
+
+// announce tells Holds that the operation is about to be recorded, until the
+// returned function is called.
+func (r *Runner[T]) announce(id ID) (done func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.submitting[id] = true
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.submitting, id)
+	}
+}
 
 // Retry undoes an operation that asks for an operator once more, from the step
 // it stopped at; another state is errs.Conflict. It returns when the undo has

@@ -73,23 +73,25 @@ type Runner[T any] struct {
 	slots   *semaphore.Weighted
 	closing chan struct{}
 
-	mu     sync.Mutex
-	tasks  map[ID]*task // running, and those left for the next start
-	closed bool
-	began  bool
-	wg     sync.WaitGroup
+	mu         sync.Mutex
+	tasks      map[ID]*task // running, and those left for the next start
+	submitting map[ID]bool  // recorded, or about to be, and not in tasks yet
+	closed     bool
+	began      bool
+	wg         sync.WaitGroup
 }
 
 // NewRunner returns a runner over rows. Recover comes before the first Submit.
 func NewRunner[T any](rows Rows[T], o Options[T]) *Runner[T] {
 	o.ensureDefaults()
 	return &Runner[T]{
-		rows:    rows,
-		o:       o,
-		fence:   newFence(o.Clock()),
-		slots:   semaphore.NewWeighted(int64(o.Workers)),
-		closing: make(chan struct{}),
-		tasks:   map[ID]*task{},
+		rows:       rows,
+		o:          o,
+		fence:      newFence(o.Clock()),
+		slots:      semaphore.NewWeighted(int64(o.Workers)),
+		closing:    make(chan struct{}),
+		tasks:      map[ID]*task{},
+		submitting: map[ID]bool{},
 	}
 }
 
@@ -231,6 +233,7 @@ func (r *Runner[T]) Submit(ctx context.Context, op Operation, intent func(ctx co
 	if err := r.enter(); err != nil {
 		return op, false, err
 	}
+	defer r.announce(op.ID)()
 	var existing Operation
 	var found, sound bool
 	err := r.rows.Update(ctx, func(ctx context.Context, tx T) error {

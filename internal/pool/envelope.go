@@ -66,6 +66,9 @@ func unseal(kind, subject string, data []byte, record any) error {
 	return nil
 }
 
+// IsSidecar reports whether data carries the mark of a sidecar, whole or not.
+func IsSidecar(data []byte) bool { return bytes.Contains(data, []byte(`"`+sidecarKind+`"`)) }
+
 // OpenSidecar reads one sidecar's bytes.
 func OpenSidecar(name string, data []byte) (disk.Sidecar, error) {
 	var s disk.Sidecar

@@ -221,11 +221,19 @@ func (t Table[K, R]) write(ctx context.Context, verb, text string, columns []col
 	op, subject := t.spec.noun+"."+verb, subjectOf(columns, args)
 	switch p := t.tx.engine.classify(err); p.Class {
 	case Unique:
-		return 0, refused(err, errs.Exists, op, subject, "a %s with %s exists already", t.spec.noun, clash(p.Columns, columns, args))
+		return 0, refused(err, errs.Exists, op, subject, "there is already %s %s with %s", article(t.spec.noun), t.spec.noun, clash(p.Columns, columns, args))
 	case Foreign:
 		return 0, refused(err, errs.Conflict, op, subject, "the %s refers to a record that does not exist", t.spec.noun)
 	}
 	return 0, t.tx.failed(op, subject, err)
+}
+
+// article returns the indefinite article of a record's noun.
+func article(noun string) string {
+	if strings.ContainsRune("aeiou", rune(noun[0])) {
+		return "an"
+	}
+	return "a"
 }
 
 // read returns every row of a query that selects all columns.
