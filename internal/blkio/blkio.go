@@ -39,7 +39,19 @@ func Error(op, subject string, err error) error {
 	if errors.As(err, &e) {
 		return errs.Wrap(err, op, subject)
 	}
+	if errors.Is(err, syscall.EFBIG) {
+		return tooLarge(op, subject, err)
+	}
 	return errs.New(KindOf(err), op, subject, "%w", err)
+}
+
+// tooLarge words EFBIG: ext4, for one, holds no file of more than 16 TiB,
+// whatever is free.
+func tooLarge(op, subject string, err error) error {
+	e := errs.New(errs.NoSpace, op, subject, "the file system cannot hold so large a file").
+		WithHint("choose a smaller size, or a file system that holds larger files, as XFS does")
+	e.Err = err
+	return e
 }
 
 // errnoKinds gives system errors their kind, the ones errs.KindOf does not know.
@@ -47,7 +59,7 @@ var errnoKinds = map[syscall.Errno]errs.Kind{
 	syscall.ENOENT:       errs.NotFound,
 	syscall.EEXIST:       errs.Exists,
 	syscall.ENAMETOOLONG: errs.Invalid,
-	syscall.EFBIG:        errs.Invalid,
+	syscall.EFBIG:        errs.NoSpace,
 	syscall.ENOTDIR:      errs.Invalid,
 	syscall.EISDIR:       errs.Unsafe,
 	syscall.ELOOP:        errs.Unsafe,

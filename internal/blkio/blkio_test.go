@@ -281,7 +281,7 @@ func TestSyncIsNeverRetried(t *testing.T) {
 func TestErrorKinds(t *testing.T) {
 	for no, want := range map[syscall.Errno]errs.Kind{
 		syscall.ENOENT: errs.NotFound, syscall.ENOSPC: errs.NoSpace, syscall.EDQUOT: errs.Quota,
-		syscall.EIO: errs.Unavailable, syscall.ELOOP: errs.Unsafe, syscall.EBADF: errs.Internal,
+		syscall.EFBIG: errs.NoSpace, syscall.EIO: errs.Unavailable, syscall.ELOOP: errs.Unsafe, syscall.EBADF: errs.Internal,
 	} {
 		err := Error("op", "x", &os.PathError{Op: "open", Path: "x", Err: no})
 		if !errors.Is(err, want) || !errors.Is(err, no) {
@@ -290,6 +290,15 @@ func TestErrorKinds(t *testing.T) {
 	}
 	if err := Error("op", "x", nil); err != nil {
 		t.Errorf("nil: got %v", err)
+	}
+}
+
+func TestTooLargeIsWorded(t *testing.T) {
+	const want = "op disk: the file system cannot hold so large a file"
+	err := Error("op", "disk", &os.PathError{Op: "truncate", Path: "/internal/path", Err: syscall.EFBIG})
+	var e *errs.Error
+	if !errors.As(err, &e) || err.Error() != want || e.Hint == "" {
+		t.Errorf("got %v, want %q with a hint", err, want)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 
@@ -80,7 +81,8 @@ func (d *File) act(kind faults.Kind, op string, f func() error) error {
 	if e := d.failed.Load(); e != nil {
 		return e
 	}
-	return Error(op, d.f.Name(), faults.Do(kind, op+" "+d.f.Name(), f))
+	// The last name alone: the directory may be one that no user knows.
+	return Error(op, filepath.Base(d.f.Name()), faults.Do(kind, op+" "+d.f.Name(), f))
 }
 
 // Extent returns the longest run at off that the file system knows to be a

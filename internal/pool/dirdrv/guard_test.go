@@ -15,6 +15,7 @@ import (
 	"github.com/tarn-storage/tarn/internal/pool/dirdrv"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
 	"github.com/tarn-storage/tarn/internal/pool/drivertest"
+	"github.com/tarn-storage/tarn/test/system/fsloop"
 )
 
 // newPool opens a pool in a new directory.
@@ -238,6 +239,41 @@ func TestRemoveKeepsForeignStaging(t *testing.T) {
 		if err := dirdrv.Type.Remove(t.Context(), c); err != nil {
 			t.Errorf("Remove when %q is gone: %v", name, err)
 		}
+	}
+}
+
+// TestTooLargeForTheFileSystem asks ext4 for more than 16 TiB in each way.
+func TestTooLargeForTheFileSystem(t *testing.T) {
+	const size = 17 << 40
+	d, c := newPool(t, fsloop.Ext4(t, 64<<20).Dir)
+	r := newVolume(t, d, "disk", 4096, false)
+	staged := driver.Ref{ID: disk.VolumeID(drivertest.NewID())}
+	if err := d.Create(t.Context(), driver.Spec{ID: staged.ID, Size: 4096}); err != nil {
+		t.Fatal(err)
+	}
+	before := residue(t, c)
+	fresh := disk.VolumeID(drivertest.NewID())
+	dev, err := d.Open(t.Context(), staged, driver.Staged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dev.Close()
+	for name, try := range map[string]struct {
+		subject string
+		err     error
+	}{
+		"Create":              {string(fresh), d.Create(t.Context(), driver.Spec{ID: fresh, Size: size})},
+		"Create preallocated": {string(fresh), d.Create(t.Context(), driver.Spec{ID: fresh, Size: size, Prealloc: true})},
+		"Resize":              {"disk", d.Resize(t.Context(), r, size)},
+		"Truncate":            {string(staged.ID), dev.Truncate(size)},
+	} {
+		var e *errs.Error
+		if !errors.As(try.err, &e) || e.Kind != errs.NoSpace || e.Subject != try.subject || e.Message != "the file system cannot hold so large a file" {
+			t.Errorf("%s: got %#v, want no space for %s", name, try.err, try.subject)
+		}
+	}
+	if after := residue(t, c); !slices.Equal(after, before) {
+		t.Errorf("left are %q, before there was %q", after, before)
 	}
 }
 
