@@ -170,7 +170,7 @@ func mount(t *testing.T, d Target, fs, options string) (at string) {
 	t.Helper()
 	_ = exec.Command("/sbin/modprobe", "-q", fs).Run()
 	if known, err := os.ReadFile("/proc/filesystems"); err != nil || !strings.Contains(string(known), "\t"+fs+"\n") {
-		t.Skipf("this kernel cannot mount %s", fs)
+		t.Skipf("does not apply: this kernel cannot mount %s", fs)
 	}
 	at = t.TempDir()
 	if options != "" {

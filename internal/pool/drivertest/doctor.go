@@ -13,7 +13,7 @@ func testLeftovers(t *testing.T, h Harness) {
 	ctx := t.Context()
 	l, ok := p.Driver.(driver.Leftovers)
 	if !ok {
-		t.Skip("the driver does not list what is staged")
+		t.Skip("does not apply: the driver does not list what is staged")
 	}
 	stagedIDs := func() []disk.VolumeID {
 		t.Helper()
@@ -61,7 +61,7 @@ func testProtector(t *testing.T, h Harness) {
 	p := newPool(t, h)
 	pr, ok := p.Driver.(driver.Protector)
 	if !ok {
-		t.Skip("the technology's volumes have no permissions")
+		t.Skip("does not apply: the technology's volumes have no permissions")
 	}
 	for _, immutable := range []bool{false, true} {
 		r := p.volume(map[bool]string{false: "disk", true: "base"}[immutable], mib, nil, immutable)

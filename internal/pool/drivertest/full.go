@@ -12,7 +12,7 @@ import (
 
 func testFull(t *testing.T, h Harness) {
 	if h.Small == nil {
-		t.Skip("this technology or user has no small storage to fill up")
+		t.Skip("does not apply: this technology or user has no small storage to fill up")
 	}
 	p := newPoolAt(t, h, h.Small(t))
 	ctx := t.Context()
@@ -100,7 +100,7 @@ func (p *pool) emptyFull(refs ...driver.Ref) {
 // testPowerLoss cuts the power right after each kind of call returned nil.
 func testPowerLoss(t *testing.T, h Harness) {
 	if h.Power == nil {
-		t.Skip("the power of this technology cannot be cut here")
+		t.Skip("does not apply: the power of this technology cannot be cut here")
 	}
 	c, cut := h.Power(t)
 	p := newPoolAt(t, h, c)

@@ -21,12 +21,8 @@ const childDir = "TARN_TEST_SYNC_DIR"
 // marker is a file whose creation tells the trace that set-up is over.
 const marker = "set-up-is-over"
 
-// TestSyncFailureChild is the traced process of TestFailedSync.
-func TestSyncFailureChild(t *testing.T) {
-	dir := os.Getenv(childDir)
-	if dir == "" {
-		t.Skip("runs as the child of TestFailedSync only")
-	}
+// failSyncs is what the traced process of TestFailedSync does.
+func failSyncs(t *testing.T, dir string) {
 	s := open(t, sqlite.Options{Dir: dir})
 	defer s.Close()
 	if err := os.WriteFile(filepath.Join(dir, marker), nil, 0o600); err != nil {
@@ -43,6 +39,10 @@ func TestSyncFailureChild(t *testing.T) {
 // The kernel fails the sync of a commit: the commit is not acknowledged, the
 // sync is not tried again, and every later write is refused.
 func TestFailedSync(t *testing.T) {
+	if dir := os.Getenv(childDir); dir != "" {
+		failSyncs(t, dir)
+		return
+	}
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		if os.Getenv("CI") != "" {
@@ -56,7 +56,7 @@ func TestFailedSync(t *testing.T) {
 	}
 	trace := filepath.Join(t.TempDir(), "trace")
 	cmd := exec.CommandContext(t.Context(), strace, "-f", "-y", "-o", trace, "-e", "trace=openat,fsync,fdatasync",
-		"-e", "inject=fsync,fdatasync:error=EIO", os.Args[0], "-test.run=^TestSyncFailureChild$", "-test.v")
+		"-e", "inject=fsync,fdatasync:error=EIO", os.Args[0], "-test.run=^TestFailedSync$", "-test.v")
 	cmd.Env = append(os.Environ(), childDir+"="+dir)
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "child:done") {
