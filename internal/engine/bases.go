@@ -66,7 +66,7 @@ func (e *Engine) ensureOnce(ctx context.Context, c *journal.Call, a ensureArgs) 
 	case err == nil && base.State == disk.VolumeDeleting:
 		return false, errs.New(errs.Busy, "disk.create", i.Name, "the base of image %s is just being deleted", i.Name).WithHint("try again")
 	case err == nil && base.State == disk.VolumeCreating:
-		return false, e.joined(e.await(ctx, c, journal.ID(base.CreatedBy)))
+		return false, e.copied(e.await(ctx, c, journal.ID(base.CreatedBy)))
 	case err == nil:
 		return false, errs.New(errs.Corrupt, "disk.create", base.Name, "the base of image %s is %s", i.Name, base.State).WithHint("run tarn doctor")
 	case !errors.Is(err, errs.NotFound):
@@ -83,7 +83,16 @@ func (e *Engine) ensureOnce(ctx context.Context, c *journal.Call, a ensureArgs) 
 	if err != nil {
 		return false, err
 	}
-	return false, e.joined(e.await(ctx, c, journal.ID(out.Operation.ID)))
+	return false, e.copied(e.await(ctx, c, journal.ID(out.Operation.ID)))
+}
+
+// copied is joined for a copy that somebody else may cancel: who still needs it
+// looks again.
+func (e *Engine) copied(op journal.Operation, err error) error {
+	if err == nil && op.State == journal.Cancelled {
+		return nil
+	}
+	return e.joined(op, err)
 }
 
 // joined turns the end of an operation that another waited for into the
