@@ -241,7 +241,11 @@ func TestFilledWhileImporting(t *testing.T) {
 			t.Run(fmt.Sprint(kind, " after ", at), func(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t, kind, 112*mib)
-				w.refused(&filling{image: image, at: at, fill: w.fill}, "no space left", "image", "import", "another", "-", "--format", "raw")
+				why := "no space left"
+				if at == 0 { // before anything was promised
+					why = "must be written"
+				}
+				w.refused(&filling{image: image, at: at, fill: w.fill}, why, "image", "import", "another", "-", "--format", "raw")
 				w.free(0)
 				w.d.Must("image", "import", "another", tarntest.WriteFile(t, "again", image), "--format", "raw")
 				w.d.AssertSettled()
