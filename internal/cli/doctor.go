@@ -15,7 +15,7 @@ func (a *app) doctorCommand() *cobra.Command {
 	cmd := a.command(verb{
 		use: "doctor", short: "Check that records and storage agree",
 		long: "Each problem is explained in a sentence. --repair mends what is safe and quarantines what is not; it\n" +
-			"never deletes. Exit status 10 when there are problems, 0 when there are none.",
+			"deletes nothing but what its own ended operations left. Exit status 10 when there are problems, 0 when there are none.",
 		example: "tarn doctor\ntarn doctor --repair --pool fast",
 		run: func(ctx context.Context, c *client.Client, _ []string) error {
 			r, err := c.Doctor(ctx, d)
