@@ -7,6 +7,7 @@ package blkio
 import (
 	"errors"
 	"io"
+	"os"
 	"syscall"
 
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -82,6 +83,9 @@ func KindOf(err error) errs.Kind {
 		if k, ok := errnoKinds[no]; ok {
 			return k
 		}
+	}
+	if errors.Is(err, os.ErrClosed) {
+		return errs.Unavailable
 	}
 	return errs.KindOf(err)
 }

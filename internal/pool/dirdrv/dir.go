@@ -50,7 +50,25 @@ func (d *dir) sub(name string) (*dir, error) {
 
 func (d *dir) close() error { return d.f.Close() }
 
-func (d *dir) fd() int { return int(d.f.Fd()) }
+// use calls do with the directory's descriptor, which stays open meanwhile: a
+// pool may be closed while calls run, and a number that was closed could be
+// another file's by then. On a closed directory it fails with os.ErrClosed.
+func (d *dir) use(do func(fd int) error) error {
+	conn, err := d.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var done error
+	if conn.Control(func(fd uintptr) { done = do(int(fd)) }) != nil {
+		return os.ErrClosed
+	}
+	return done
+}
+
+// useBoth is use for two directories.
+func useBoth(from, to *dir, do func(from, to int) error) error {
+	return from.use(func(a int) error { return to.use(func(b int) error { return do(a, b) }) })
+}
 
 func (d *dir) openat(name string, flags int, mode uint32) (*os.File, error) {
 	how := unix.OpenHow{
@@ -59,7 +77,11 @@ func (d *dir) openat(name string, flags int, mode uint32) (*os.File, error) {
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
 	}
 	for {
-		fd, err := unix.Openat2(d.fd(), name, &how)
+		var fd int
+		err := d.use(func(at int) (err error) {
+			fd, err = unix.Openat2(at, name, &how)
+			return err
+		})
 		if err == nil {
 			return os.NewFile(uintptr(fd), d.f.Name()+"/"+name), nil
 		}
@@ -104,7 +126,9 @@ func (d *dir) create(name string) (f *os.File, err error) {
 // stat looks at name itself, not through it.
 func (d *dir) stat(name string) (unix.Statx_t, error) {
 	var st unix.Statx_t
-	err := unix.Statx(d.fd(), name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st)
+	err := d.use(func(fd int) error {
+		return unix.Statx(fd, name, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st)
+	})
 	return st, err
 }
 
@@ -121,20 +145,22 @@ func (d *dir) remove(name string) error {
 	if there, err := d.exists(name); err != nil || !there {
 		return err
 	}
-	return faults.Do(faults.Unlink, "unlink "+name, func() error { return ignoring(unix.ENOENT, unix.Unlinkat(d.fd(), name, 0)) })
+	return faults.Do(faults.Unlink, "unlink "+name, func() error {
+		return d.use(func(fd int) error { return ignoring(unix.ENOENT, unix.Unlinkat(fd, name, 0)) })
+	})
 }
 
 // rename moves name to newName in to, over what has that name.
 func (d *dir) rename(name string, to *dir, newName string) error {
 	return faults.Do(faults.Rename, "rename "+name+" "+newName, func() error {
-		return unix.Renameat(d.fd(), name, to.fd(), newName)
+		return useBoth(d, to, func(from, to int) error { return unix.Renameat(from, name, to, newName) })
 	})
 }
 
 // publish moves name to newName in to; EEXIST if something has that name.
 func (d *dir) publish(name string, to *dir, newName string) error {
 	return faults.Do(faults.Rename, "rename "+name+" "+newName, func() error {
-		err := unix.Renameat2(d.fd(), name, to.fd(), newName, unix.RENAME_NOREPLACE)
+		err := useBoth(d, to, func(from, to int) error { return unix.Renameat2(from, name, to, newName, unix.RENAME_NOREPLACE) })
 		if err != unix.EINVAL { // this file system cannot, as NFS
 			return err
 		}
@@ -144,7 +170,7 @@ func (d *dir) publish(name string, to *dir, newName string) error {
 		case there:
 			return unix.EEXIST
 		}
-		return unix.Renameat(d.fd(), name, to.fd(), newName)
+		return useBoth(d, to, func(from, to int) error { return unix.Renameat(from, name, to, newName) })
 	})
 }
 

@@ -196,7 +196,7 @@ func privateDir(d *dir, name string) (*dir, error) {
 	there, err := d.exists(name)
 	if err == nil && !there {
 		err = faults.Do(faults.Create, "mkdir "+name, func() error {
-			return ignoring(unix.EEXIST, unix.Mkdirat(d.fd(), name, 0o700))
+			return d.use(func(fd int) error { return ignoring(unix.EEXIST, unix.Mkdirat(fd, name, 0o700)) })
 		})
 	}
 	if err != nil {

@@ -58,7 +58,7 @@ func openPlace(op, path string) (*dir, error) {
 // checkTrust refuses a directory whose entries somebody else could replace.
 func checkTrust(op, path string, d *dir) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(d.fd(), &st); err != nil {
+	if err := d.use(func(fd int) error { return unix.Fstat(fd, &st) }); err != nil {
 		return failed(op, path, err)
 	}
 	if uid := int(st.Uid); uid != 0 && uid != os.Geteuid() {
@@ -92,7 +92,7 @@ func openPrivate(d *dir, name string) (*dir, error) {
 		return nil, err
 	}
 	var st unix.Stat_t
-	err = unix.Fstat(s.fd(), &st)
+	err = s.use(func(fd int) error { return unix.Fstat(fd, &st) })
 	uid := int(st.Uid)
 	switch {
 	case err != nil:
@@ -311,7 +311,9 @@ func removeTmp(ctx context.Context, op string, d *dir) error {
 			return err
 		}
 	}
-	return faults.Do(faults.Unlink, "rmdir "+tmpName, func() error { return unix.Unlinkat(d.fd(), tmpName, unix.AT_REMOVEDIR) })
+	return faults.Do(faults.Unlink, "rmdir "+tmpName, func() error {
+		return d.use(func(fd int) error { return unix.Unlinkat(fd, tmpName, unix.AT_REMOVEDIR) })
+	})
 }
 
 // madeInTmp reports whether name is one that tarn gives a file in .tarn-tmp: a

@@ -24,18 +24,19 @@ type identity struct{ domain, storage string }
 // system are seen to share its space.
 func identify(d *dir) (identity, error) {
 	var st unix.Stat_t
-	if err := unix.Fstat(d.fd(), &st); err != nil {
+	var fs unix.Statfs_t
+	var uuid string
+	err := d.use(func(fd int) error {
+		uuid = fsUUID(fd)
+		return errors.Join(unix.Fstat(fd, &st), unix.Fstatfs(fd, &fs))
+	})
+	if err != nil {
 		return identity{}, err
 	}
-	uuid := fsUUID(d.fd())
 	if uuid == "" {
 		uuid = uuidByDevice(st.Dev)
 	}
 	if uuid == "" {
-		var fs unix.Statfs_t
-		if err := unix.Fstatfs(d.fd(), &fs); err != nil {
-			return identity{}, err
-		}
 		uuid = fmt.Sprintf("%08x%08x", uint32(fs.Fsid.Val[0]), uint32(fs.Fsid.Val[1]))
 		if fs.Fsid == (unix.Fsid{}) {
 			uuid = fmt.Sprintf("dev-%d-%d", unix.Major(st.Dev), unix.Minor(st.Dev))
@@ -104,7 +105,7 @@ func (p *pool) Stat(ctx context.Context) (driver.Usage, error) {
 		return driver.Usage{}, failed("pool.stat", p.path, err)
 	}
 	var fs unix.Statfs_t
-	if err := unix.Fstatfs(p.root.fd(), &fs); err != nil {
+	if err := p.root.use(func(fd int) error { return unix.Fstatfs(fd, &fs) }); err != nil {
 		return driver.Usage{}, failed("pool.stat", p.path, err)
 	}
 	unit := fs.Frsize
