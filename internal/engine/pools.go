@@ -204,9 +204,6 @@ func parseOwner(s string) (disk.Owner, error) {
 
 // apart refuses a path that is, contains or lies in another pool of this host.
 func (e *Engine) apart(ctx context.Context, tx *store.Tx, p disk.Pool) error {
-	if s := e.cfg.StateDir; s != "" && (within(p.Path, s) || within(s, p.Path)) {
-		return errs.New(errs.Conflict, "pool.create", p.Path, "%s and the daemon's state directory %s would contain each other", p.Path, s)
-	}
 	pools, _, err := tx.Pools.List(ctx, store.Query{})
 	if err != nil {
 		return err
@@ -221,6 +218,9 @@ func (e *Engine) apart(ctx context.Context, tx *store.Tx, p disk.Pool) error {
 		if within(p.Path, other.Path) || within(other.Path, p.Path) {
 			return errs.New(errs.Conflict, "pool.create", p.Path, "%s and pool %s at %s would contain each other", p.Path, other.Name, other.Path)
 		}
+	}
+	if s := e.cfg.StateDir; s != "" && (within(p.Path, s) || within(s, p.Path)) {
+		return errs.New(errs.Conflict, "pool.create", p.Path, "%s and the daemon's state directory %s would contain each other", p.Path, s)
 	}
 	return nil
 }
