@@ -122,19 +122,11 @@ func (e *Engine) spooled(c *journal.Call) (generate.Input, error) {
 	return generate.Input{}, errs.New(errs.Internal, "disk.create", string(c.Op.ID), "the config drive's input was not spooled")
 }
 
-// spoolHandler keeps a config drive's input in the pool, readable by its owner
-// only, until the drive is made: step config.spool/v1. After a restart it can
-// go on only if the input was kept before.
-type spoolHandler struct {
-	simple
-}
-
-// Resumable reports false: the input of an unfinished spooling died with the
-// daemon that had it.
-func (spoolHandler) Resumable(*journal.Call) bool { return false }
-
+// configSpool keeps a config drive's input in the pool, readable by its owner
+// only, until the drive is made: step config.spool/v1. The input of an
+// unfinished spooling died with the daemon that had it.
 func (e *Engine) configSpool() journal.Handler[*store.Tx] {
-	return spoolHandler{simple{
+	return lost{simple{
 		act: func(ctx context.Context, c *journal.Call) error {
 			var a spoolArgs
 			if err := c.Args(&a); err != nil {
