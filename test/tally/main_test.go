@@ -17,6 +17,8 @@ const (
 {"Action":"skip","Package":"p","Test":"TestC"}`
 	inapplicable = `{"Action":"output","Package":"p","Test":"TestE","Output":"e_test.go:9: does not apply: no such kernel\n"}
 {"Action":"skip","Package":"p","Test":"TestE"}`
+	needsMore = `{"Action":"output","Package":"p","Test":"TestE","Output":"e_test.go:9: needs root\n"}
+{"Action":"skip","Package":"p","Test":"TestE"}`
 	failed = `{"Action":"output","Package":"p","Test":"TestD","Output":"got 1, want 2\n"}
 {"Action":"fail","Package":"p","Test":"TestD"}
 {"Action":"fail","Package":"p","Elapsed":1}`
@@ -43,6 +45,7 @@ func TestCountAndSum(t *testing.T) {
 		{"passed once, skipped later", []string{passedB, skipped}, "0 passed, 0 failed, 1 skipped", true, "1 passed, 0 failed, 0 skipped", true, ""},
 		{"left to the slow suite", []string{passed + "\n" + slow}, "1 passed, 0 failed, 1 skipped", true, "1 passed, 0 failed, 1 skipped", true, ""},
 		{"not for this machine", []string{passed + "\n" + inapplicable}, "1 passed, 0 failed, 1 skipped", true, "1 passed, 0 failed, 1 skipped", true, ""},
+		{"not for this machine, as root knows", []string{passed + "\n" + needsMore, inapplicable}, "0 passed, 0 failed, 1 skipped", true, "1 passed, 0 failed, 1 skipped", true, ""},
 		{"a failure", []string{passed + "\n" + failed}, "1 passed, 1 failed, 0 skipped", false, "1 passed, 1 failed, 0 skipped", false, "got 1, want 2"},
 		{"failed once, passed later", []string{failed, `{"Action":"pass","Package":"p","Test":"TestD"}`}, "1 passed, 0 failed, 0 skipped", true, "0 passed, 1 failed, 0 skipped", false, "FAILED         p.TestD"},
 		{"does not build", []string{passed + "\n" + broken}, "1 passed, 1 failed, 0 skipped", false, "1 passed, 1 failed, 0 skipped", false, "q.go:1: syntax error"},
