@@ -31,6 +31,7 @@ var may = []struct {
 
 	{"diskfmt", ""},
 	{"diskfmt/diskfmttest", "diskfmt"},
+	{"diskfmt/strict", "diskfmt errs"},
 	{"internal/config", "errs"},
 
 	{"diskfmt/raw", "diskfmt errs"},
