@@ -3,7 +3,6 @@ package disk
 import (
 	"fmt"
 	"math"
-	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
@@ -22,16 +21,33 @@ const (
 	SizeUnit = 4096     // file volumes are rounded up to it, for 4Kn hosts
 )
 
-var (
-	serialForm = regexp.MustCompile(`^[a-z0-9]{20}$`)
-	idForm     = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
-)
+// IsID reports whether s has the form of an id: 36 lower-case hexadecimal digits
+// and, in the places of a UUID, dashes.
+func IsID(s string) bool {
+	if len(s) != 36 {
+		return false
+	}
+	for i := range len(s) {
+		dash := i == 8 || i == 13 || i == 18 || i == 23
+		if dash != (s[i] == '-') || !dash && !within(s[i], 'a', 'f') && !within(s[i], '0', '9') {
+			return false
+		}
+	}
+	return true
+}
 
-// IsID reports whether s has the form of an id.
-func IsID(s string) bool { return idForm.MatchString(s) }
+// IsSerial reports whether s has the form of a disk's serial: 20 lower-case
+// letters and digits.
+func IsSerial(s string) bool {
+	for i := range len(s) {
+		if !within(s[i], 'a', 'z') && !within(s[i], '0', '9') {
+			return false
+		}
+	}
+	return len(s) == 20
+}
 
-// IsSerial reports whether s has the form of a disk's serial.
-func IsSerial(s string) bool { return serialForm.MatchString(s) }
+func within(c, first, last byte) bool { return first <= c && c <= last }
 
 // CheckName returns an error that says why name cannot name an object of the
 // given type ("pool"). A name is 1-255 bytes of UTF-8 in normal form C without
@@ -79,33 +95,47 @@ func CheckName(typ, name string) error {
 	return nil
 }
 
-var sizeForm = regexp.MustCompile(`^([0-9]+)(\.[0-9]+)?([A-Za-z]*)$`)
+// sizeParts takes a size apart: digits, a fraction with its point or none, the
+// letters of a unit or none.
+func sizeParts(s string) (whole, fraction, unit string, ok bool) {
+	digits := func(s string) int {
+		return len(s) - len(strings.TrimLeft(s, "0123456789"))
+	}
+	n := digits(s)
+	whole, unit = s[:n], s[n:]
+	if rest, point := strings.CutPrefix(unit, "."); point {
+		n = digits(rest)
+		fraction, unit = unit[:n+1], rest[n:]
+	}
+	letters := strings.IndexFunc(unit, func(r rune) bool { return r > unicode.MaxASCII || !unicode.IsLetter(r) }) < 0
+	return whole, fraction, unit, whole != "" && fraction != "." && letters
+}
 
 // ParseSize reads a size as people write it: a bare number is bytes; K, M, G,
 // T with or without "iB" are powers of 1024. "20GB" is refused, because it
 // means something else to half of its readers.
 func ParseSize(s string) (int64, error) {
-	m := sizeForm.FindStringSubmatch(s)
-	if m == nil {
+	whole, fraction, unit, ok := sizeParts(s)
+	if !ok {
 		return 0, errs.New(errs.Invalid, "size", strconv.Quote(s), "%q is not a size", s).
 			WithHint("write bytes or use K, M, G, T (powers of 1024), for example 20G")
 	}
-	unit := strings.ToUpper(m[3])
+	unit = strings.ToUpper(unit)
 	if len(unit) == 2 && strings.HasSuffix(unit, "B") && strings.Contains("KMGTPE", unit[:1]) {
 		return 0, errs.New(errs.Invalid, "size", s, "%q is ambiguous: GB is 10^9 to some and 2^30 to others", s).
-			WithHint("write %s%s%s for 1024-based units", m[1], m[2], unit[:1])
+			WithHint("write %s%s%s for 1024-based units", whole, fraction, unit[:1])
 	}
 	shift, ok := map[string]uint{"": 0, "B": 0, "K": 10, "KIB": 10, "M": 20, "MIB": 20, "G": 30, "GIB": 30, "T": 40, "TIB": 40}[unit]
-	if !ok || m[2] != "" && shift == 0 {
+	if !ok || fraction != "" && shift == 0 {
 		return 0, errs.New(errs.Invalid, "size", s, "%q is not a size", s).
 			WithHint("write bytes or use K, M, G, T (powers of 1024), for example 20G")
 	}
-	f, err := strconv.ParseFloat(m[1]+m[2], 64)
+	f, err := strconv.ParseFloat(whole+fraction, 64)
 	if err != nil || f*float64(uint64(1)<<shift) > math.MaxInt64/2 {
 		return 0, errs.New(errs.Invalid, "size", s, "%s is larger than tarn can hold", s).WithHint("the most is 64T")
 	}
-	if m[2] == "" {
-		n, err := strconv.ParseInt(m[1], 10, 64)
+	if fraction == "" {
+		n, err := strconv.ParseInt(whole, 10, 64)
 		if err != nil {
 			return 0, errs.New(errs.Invalid, "size", s, "%s is larger than tarn can hold", s).WithHint("the most is 64T")
 		}
