@@ -68,6 +68,7 @@ var may = []struct {
 	{"internal/daemon", "api errs internal/config internal/engine internal/exit internal/faults internal/hostexec internal/httpapi internal/ingest internal/pool/all internal/store internal/store/postgres internal/store/sqlite"},
 	{"internal/cli", "api client errs internal/disk internal/exit"},
 
+	{"internal/cli/man", "api internal/cli"},
 	{"cmd/tarn", "internal/cli"},
 	{"cmd/tarnd", "internal/daemon internal/ingest"},
 }

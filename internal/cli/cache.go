@@ -14,10 +14,10 @@ import (
 )
 
 func (a *app) cacheCommand() *cobra.Command {
-	return noun("cache", "Manage the bases that disks are cloned from",
+	return a.noun("cache", "Manage the bases that disks are cloned from",
 		"A base holds one image's content in one pool. It is made when the first disk there needs it, and stays\n"+
 			"while anything reads from it.",
-		a.cacheList(), a.cacheAdd(), a.cachePrune())
+		a.cacheList, a.cacheAdd, a.cachePrune)
 }
 
 func (a *app) cacheList() *cobra.Command {
@@ -44,8 +44,8 @@ func (a *app) cacheAdd() *cobra.Command {
 		example: "tarn cache add debian12 --pool fast",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
 			add.Image = args[0]
-			out, err := c.CacheAdd(ctx, f.Options, add)
-			return a.finish(ctx, c, f, out, err, a.gone("is in pool "+add.Pool))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.CacheAdd(ctx, o, add) }
+			return a.change(ctx, c, f, start, a.gone("is in pool "+add.Pool))
 		},
 	}))
 	cmd.Flags().StringVar(&add.Pool, "pool", "", "the `POOL`")
@@ -69,8 +69,8 @@ func (a *app) cachePrune() *cobra.Command {
 			if err := a.destroy(f, "Remove the bases that nothing refers to?"); err != nil {
 				return err
 			}
-			out, err := c.CachePrune(ctx, f.Options, p)
-			return a.finish(ctx, c, f, out, err, func(op api.Operation) error {
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.CachePrune(ctx, o, p) }
+			return a.change(ctx, c, f, start, func(op api.Operation) error {
 				if a.output == "json" {
 					return printJSON(a.Out, op)
 				}

@@ -77,7 +77,7 @@ func (a *app) finish(ctx context.Context, c *client.Client, f changing, out api.
 	if f.noWait {
 		return a.printObject(op, op.ID, operationFields(op))
 	}
-	if op, err = a.wait(ctx, c, op); err != nil {
+	if op, err = a.wait(ctx, c, op, f.Wait > 0); err != nil {
 		return err
 	}
 	if err := ended(op); err != nil {
@@ -86,11 +86,33 @@ func (a *app) finish(ctx context.Context, c *client.Client, f changing, out api.
 	return show(op)
 }
 
-// wait follows an operation to its end and shows its progress. When ctx ends
-// first the operation goes on, and the error says how to get back to it.
-func (a *app) wait(ctx context.Context, c *client.Client, op api.Operation) (api.Operation, error) {
+// patience is how long the call that starts an operation waits for its end:
+// most end within it, and one call does.
+const patience = time.Second
+
+// change performs a call that starts an operation, and finishes it. When ctx
+// ends, the call still has the time to say which operation it started.
+func (a *app) change(ctx context.Context, c *client.Client, f changing,
+	start func(context.Context, api.Options) (api.Outcome, error), show func(api.Operation) error) error {
+	if !f.noWait && !f.DryRun {
+		f.Wait = patience
+	}
+	calling, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(2*patience, cancel) })()
+	out, err := start(calling, f.Options)
+	return a.finish(ctx, c, f, out, err, show)
+}
+
+// wait follows an operation to its end and shows its progress, at once if it was
+// waited for already. When ctx ends first the operation goes on, and the error
+// says how to get back to it.
+func (a *app) wait(ctx context.Context, c *client.Client, op api.Operation, waited bool) (api.Operation, error) {
 	p := a.progress()
 	defer p.close()
+	if waited && !op.Final() {
+		p.show(op.Kind, op.Progress)
+	}
 	for !op.Final() {
 		next, err := c.OperationWait(ctx, op.ID, time.Second)
 		switch {

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -29,6 +28,7 @@ type Streams struct {
 // app is one run of the command line.
 type app struct {
 	Streams
+	args   []string // nil for the whole tree
 	socket string
 	remote client.Remote
 	output string // table, json
@@ -40,7 +40,7 @@ type app struct {
 // Run runs one command line, without the program's name, and returns the exit
 // status. When ctx ends it stops waiting; what the daemon does goes on.
 func Run(ctx context.Context, args []string, s Streams) int {
-	a := &app{Streams: s, output: "table"}
+	a := &app{Streams: s, output: "table", args: append([]string{}, args...)}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(s.In)
@@ -62,12 +62,14 @@ func Run(ctx context.Context, args []string, s Streams) int {
 	return exit.Status(err)
 }
 
-// negative matches what the flag parser takes for a bundle of short flags.
-var negative = regexp.MustCompile(`^-[0-9]`)
+// negative reports what the flag parser takes for a bundle of short flags.
+func negative(arg string) bool {
+	return len(arg) > 1 && arg[0] == '-' && arg[1] >= '0' && arg[1] <= '9'
+}
 
 // grammar makes an error of the command line of what cobra says.
 func grammar(root *cobra.Command, args []string, err error) error {
-	if i := slices.IndexFunc(args, negative.MatchString); i >= 0 {
+	if i := slices.IndexFunc(args, negative); i >= 0 {
 		return usage("%s: a size cannot be negative", args[i]).WithHint("give a size above 0, for example 20G")
 	}
 	return usage("%s", err).WithHint("see %s --help", path(root, args))
@@ -163,7 +165,7 @@ func (a *app) root() *cobra.Command {
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print ids only")
 	root.AddCommand(a.poolCommand(), a.imageCommand(), a.cacheCommand(), a.instanceCommand(), a.diskCommand(),
 		a.volumeCommand(), a.operationCommand(), a.doctorCommand(), a.eventsCommand(), a.versionCommand(),
-		completionCommand(), manCommand())
+		completionCommand())
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	return root
 }
@@ -200,22 +202,29 @@ func (a *app) command(v verb) *cobra.Command {
 	}
 }
 
-// noun makes a command that only groups others.
-func noun(use, short, long string, verbs ...*cobra.Command) *cobra.Command {
-	examples := make([]string, 0, len(verbs))
-	for _, v := range verbs {
-		if first, _, _ := strings.Cut(v.Example, "\n"); first != "" {
-			examples = append(examples, first)
-		}
-	}
+// noun makes a command that only groups others. Those are made only if the
+// command line has the noun's word somewhere, because the whole tree costs more
+// than most calls.
+func (a *app) noun(use, short, long string, verbs ...func() *cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: use, Short: short, Long: short + ".\n\n" + long, Example: strings.Join(examples, "\n"),
+		Use: use, Short: short, Long: short + ".\n\n" + long,
 		Args: noVerb,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return usage("%s needs a verb", cmd.CommandPath()).WithHint("see %s --help", cmd.CommandPath())
 		},
 	}
-	cmd.AddCommand(verbs...)
+	if a.args != nil && !slices.Contains(a.args, use) {
+		return cmd
+	}
+	examples := make([]string, 0, len(verbs))
+	for _, verb := range verbs {
+		v := verb()
+		if first, _, _ := strings.Cut(v.Example, "\n"); first != "" {
+			examples = append(examples, first)
+		}
+		cmd.AddCommand(v)
+	}
+	cmd.Example = strings.Join(examples, "\n")
 	return cmd
 }
 

@@ -12,9 +12,9 @@ import (
 )
 
 func (a *app) diskCommand() *cobra.Command {
-	return noun("disk", "Manage single disks",
+	return a.noun("disk", "Manage single disks",
 		"A disk belongs to an instance and is named by id, serial or INSTANCE/ROLE, as in web1/root or web1/data0.",
-		a.diskList(), a.diskShow(), a.diskCreate(), a.diskAttach(), a.diskDetach(), a.diskResize(), a.diskExport(), a.diskDelete())
+		a.diskList, a.diskShow, a.diskCreate, a.diskAttach, a.diskDetach, a.diskResize, a.diskExport, a.diskDelete)
 }
 
 const diskHeader = "NAME SIZE FORMAT POOL STATE DEVICE SERIAL ATTACHED"
@@ -118,8 +118,10 @@ func (a *app) diskCreate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out, err := c.DiskCreate(ctx, f.Options, api.DiskCreate{Instance: args[0], Disk: spec})
-			return a.finish(ctx, c, f, out, err, result(a, a.diskGetter(ctx, c), "created"))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) {
+				return c.DiskCreate(ctx, o, api.DiskCreate{Instance: args[0], Disk: spec})
+			}
+			return a.change(ctx, c, f, start, result(a, a.diskGetter(ctx, c), "created"))
 		},
 	}))
 	cmd.Flags().StringArrayVar(&data, "data", nil, "the disk, a `SPEC`")
@@ -175,8 +177,8 @@ func (a *app) diskResize() *cobra.Command {
 			if r.Size, r.By, err = parseResize(args[1]); err != nil {
 				return err
 			}
-			out, err := c.DiskResize(ctx, f.Options, args[0], r)
-			return a.finish(ctx, c, f, out, err, result(a, a.diskGetter(ctx, c), "resized"))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.DiskResize(ctx, o, args[0], r) }
+			return a.change(ctx, c, f, start, result(a, a.diskGetter(ctx, c), "resized"))
 		},
 	}))
 	cmd.Flags().BoolVar(&r.Shrink, "shrink", false, "allow a smaller size")
@@ -215,8 +217,8 @@ func (a *app) diskDelete() *cobra.Command {
 			if err := a.destroy(f, "Delete the disk %s?", args[0]); err != nil {
 				return err
 			}
-			out, err := c.DiskDelete(ctx, f.Options, args[0])
-			return a.finish(ctx, c, f, out, err, a.gone("deleted"))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.DiskDelete(ctx, o, args[0]) }
+			return a.change(ctx, c, f, start, a.gone("deleted"))
 		},
 	}))
 }

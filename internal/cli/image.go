@@ -17,9 +17,9 @@ import (
 )
 
 func (a *app) imageCommand() *cobra.Command {
-	return noun("image", "Manage images",
+	return a.noun("image", "Manage images",
 		"An image is immutable content, judged once at its import. Disks are made from it; it is never a disk.",
-		a.imageImport(), a.imageList(), a.imageShow(), a.imageInspect(), a.imageRename(), a.imageDelete())
+		a.imageImport, a.imageList, a.imageShow, a.imageInspect, a.imageRename, a.imageDelete)
 }
 
 func (a *app) imageImport() *cobra.Command {
@@ -192,8 +192,10 @@ func (a *app) imageRename() *cobra.Command {
 		use: "rename IMAGE NEW", short: "Give an image another name", args: []string{"IMAGE", "NEW"}, complete: []names{imageNames, none},
 		example: "tarn image rename debian12 debian12-old",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
-			out, err := c.ImageRename(ctx, f.Options, args[0], args[1])
-			return a.finish(ctx, c, f, out, err, result(a, func(id string) (api.Image, error) { return c.Image(ctx, id) }, "renamed to "+args[1]))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) {
+				return c.ImageRename(ctx, o, args[0], args[1])
+			}
+			return a.change(ctx, c, f, start, result(a, func(id string) (api.Image, error) { return c.Image(ctx, id) }, "renamed to "+args[1]))
 		},
 	}))
 }
@@ -208,8 +210,8 @@ func (a *app) imageDelete() *cobra.Command {
 			if err := a.destroy(f, "Delete the image %s?", args[0]); err != nil {
 				return err
 			}
-			out, err := c.ImageDelete(ctx, f.Options, args[0])
-			return a.finish(ctx, c, f, out, err, a.gone("deleted"))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.ImageDelete(ctx, o, args[0]) }
+			return a.change(ctx, c, f, start, a.gone("deleted"))
 		},
 	}))
 }

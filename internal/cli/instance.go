@@ -11,9 +11,9 @@ import (
 )
 
 func (a *app) instanceCommand() *cobra.Command {
-	return noun("instance", "Manage instances and their sets of disks",
+	return a.noun("instance", "Manage instances and their sets of disks",
 		"An instance is a virtual machine as far as its disks go: tarn stores them, a hypervisor runs it.",
-		a.instanceCreate(), a.instanceList(), a.instanceShow(), a.instanceAttach(), a.instanceDetach(), a.instanceRename(), a.instanceDelete())
+		a.instanceCreate, a.instanceList, a.instanceShow, a.instanceAttach, a.instanceDetach, a.instanceRename, a.instanceDelete)
 }
 
 // disksFlags are the flags that describe a new instance's disks.
@@ -84,8 +84,8 @@ func (a *app) instanceCreate() *cobra.Command {
 			if i.ConfigDrive, err = d.drive.read(); err != nil {
 				return err
 			}
-			out, err := c.InstanceCreate(ctx, f.Options, i)
-			return a.finish(ctx, c, f, out, err, result(a, func(id string) (api.Instance, error) { return c.Instance(ctx, id) }, "created"))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.InstanceCreate(ctx, o, i) }
+			return a.change(ctx, c, f, start, result(a, func(id string) (api.Instance, error) { return c.Instance(ctx, id) }, "created"))
 		},
 	}))
 	cmd.Flags().StringVar(&i.ID, "uuid", "", "the `UUID` the instance has elsewhere")
@@ -179,8 +179,10 @@ func (a *app) instanceRename() *cobra.Command {
 		use: "rename INSTANCE NEW", short: "Give an instance another name", args: []string{"INSTANCE", "NEW"}, complete: []names{instanceNames, none},
 		example: "tarn instance rename web1 web-blue",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
-			out, err := c.InstanceRename(ctx, f.Options, args[0], args[1])
-			return a.finish(ctx, c, f, out, err, result(a, func(id string) (api.Instance, error) { return c.Instance(ctx, id) }, "renamed to "+args[1]))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) {
+				return c.InstanceRename(ctx, o, args[0], args[1])
+			}
+			return a.change(ctx, c, f, start, result(a, func(id string) (api.Instance, error) { return c.Instance(ctx, id) }, "renamed to "+args[1]))
 		},
 	}))
 }
@@ -194,8 +196,10 @@ func (a *app) instanceDelete() *cobra.Command {
 			if err := a.destroy(f, "Delete the instance %s and all its disks?", args[0]); err != nil {
 				return err
 			}
-			out, err := c.InstanceDelete(ctx, f.Options, args[0])
-			return a.finish(ctx, c, f, out, err, a.gone("deleted"))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) {
+				return c.InstanceDelete(ctx, o, args[0])
+			}
+			return a.change(ctx, c, f, start, a.gone("deleted"))
 		},
 	}))
 }

@@ -197,6 +197,27 @@ func TestInterruptedCallIsOneSentence(t *testing.T) {
 	}
 }
 
+// TestInterruptedChangeIsFollowed interrupts a call that starts an operation
+// before its answer is there: what became of it is said all the same.
+func TestInterruptedChangeIsFollowed(t *testing.T) {
+	ctx, interrupt := interruptible(t)
+	socket, c := watched(t, func(b []byte) {
+		if bytes.Contains(b, []byte("POST /v1/instances")) {
+			interrupt()
+		}
+	})
+	makePool(t, c)
+	status, text := run(t, ctx, nil, "--socket", socket, "instance", "create", "web1", "--data", "1M")
+	ended := status == 0 && text == ""
+	goesOn := status == 9 && strings.Contains(text, "tarn operation wait ")
+	if !ended && !goesOn {
+		t.Errorf("got status %d and %q, want what became of the operation", status, text)
+	}
+	if i, err := c.Instance(t.Context(), "web1"); ended && (err != nil || len(i.Disks) != 1) {
+		t.Errorf("it ended well, and the instance is %+v, %v", i, err)
+	}
+}
+
 // TestInterruptedStreamIsUndone interrupts an import from a pipe in its
 // middle: a short body leaves nothing.
 func TestInterruptedStreamIsUndone(t *testing.T) {

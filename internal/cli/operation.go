@@ -12,9 +12,9 @@ import (
 )
 
 func (a *app) operationCommand() *cobra.Command {
-	return noun("operation", "Look at operations, wait for them and cancel them",
+	return a.noun("operation", "Look at operations, wait for them and cancel them",
 		"An operation is one journalled piece of work. It outlives the command that started it and the daemon.",
-		a.operationList(), a.operationShow(), a.operationWait(), a.operationCancel())
+		a.operationList, a.operationShow, a.operationWait, a.operationCancel)
 }
 
 func operationFields(o api.Operation) []field {
@@ -91,7 +91,7 @@ func (a *app) operationWait() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if o, err = a.wait(ctx, c, o); err != nil {
+			if o, err = a.wait(ctx, c, o, false); err != nil {
 				return err
 			}
 			if err := ended(o); err != nil {

@@ -13,10 +13,10 @@ import (
 )
 
 func (a *app) poolCommand() *cobra.Command {
-	return noun("pool", "Manage storage pools",
+	return a.noun("pool", "Manage storage pools",
 		"A pool is storage that an administrator sets aside, served by one driver. Pools on one file system\n"+
 			"share a capacity domain: its space is counted once, and overcommit and reserve belong to it.",
-		a.poolCreate(), a.poolList(), a.poolShow(), a.poolStart(), a.poolStop(), a.poolSet(), a.poolRename(), a.poolImport(), a.poolDelete())
+		a.poolCreate, a.poolList, a.poolShow, a.poolStart, a.poolStop, a.poolSet, a.poolRename, a.poolImport, a.poolDelete)
 }
 
 func (a *app) poolCreate() *cobra.Command {
@@ -36,8 +36,8 @@ func (a *app) poolCreate() *cobra.Command {
 					return err
 				}
 			}
-			out, err := c.PoolCreate(ctx, f.Options, p)
-			return a.finish(ctx, c, f, out, err, result(a, a.poolGetter(ctx, c), "created"))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.PoolCreate(ctx, o, p) }
+			return a.change(ctx, c, f, start, result(a, a.poolGetter(ctx, c), "created"))
 		},
 	}))
 	cmd.Flags().StringVar(&p.Driver, "driver", "", "how the storage is used: dir")
@@ -118,8 +118,8 @@ func (a *app) poolStart() *cobra.Command {
 	return f.add(a.command(verb{
 		use: "start POOL", short: "Make a stopped pool active", args: []string{"POOL"}, complete: []names{poolNames}, example: "tarn pool start fast",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
-			out, err := c.PoolStart(ctx, f.Options, args[0])
-			return a.finish(ctx, c, f, out, err, result(a, a.poolGetter(ctx, c), "started"))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.PoolStart(ctx, o, args[0]) }
+			return a.change(ctx, c, f, start, result(a, a.poolGetter(ctx, c), "started"))
 		},
 	}))
 }
@@ -130,8 +130,8 @@ func (a *app) poolStop() *cobra.Command {
 		use: "stop POOL", short: "Make a pool inactive", args: []string{"POOL"}, complete: []names{poolNames}, example: "tarn pool stop fast",
 		long: "Nothing is read from or written to an inactive pool.",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
-			out, err := c.PoolStop(ctx, f.Options, args[0])
-			return a.finish(ctx, c, f, out, err, result(a, a.poolGetter(ctx, c), "stopped"))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.PoolStop(ctx, o, args[0]) }
+			return a.change(ctx, c, f, start, result(a, a.poolGetter(ctx, c), "stopped"))
 		},
 	}))
 }
@@ -162,8 +162,8 @@ func (a *app) poolSet() *cobra.Command {
 			if set == (api.PoolSet{}) {
 				return usage("tarn pool set changes nothing without a setting").WithHint("give --overcommit, --reserve or --disk-format")
 			}
-			out, err := c.PoolSet(ctx, f.Options, args[0], set)
-			return a.finish(ctx, c, f, out, err, a.poolIsSet(ctx, c))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.PoolSet(ctx, o, args[0], set) }
+			return a.change(ctx, c, f, start, a.poolIsSet(ctx, c))
 		},
 	}))
 	cmd.Flags().Float64Var(&overcommit, "overcommit", 0, "promise every byte so many times")
@@ -197,8 +197,10 @@ func (a *app) poolRename() *cobra.Command {
 		use: "rename POOL NEW", short: "Give a pool another name", args: []string{"POOL", "NEW"}, complete: []names{poolNames, none},
 		example: "tarn pool rename fast nvme",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
-			out, err := c.PoolSet(ctx, f.Options, args[0], api.PoolSet{Name: &args[1]})
-			return a.finish(ctx, c, f, out, err, result(a, a.poolGetter(ctx, c), "renamed to "+args[1]))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) {
+				return c.PoolSet(ctx, o, args[0], api.PoolSet{Name: &args[1]})
+			}
+			return a.change(ctx, c, f, start, result(a, a.poolGetter(ctx, c), "renamed to "+args[1]))
 		},
 	}))
 }
@@ -215,8 +217,8 @@ func (a *app) poolImport() *cobra.Command {
 			if p.Path, err = absolute(p.Path); err != nil {
 				return err
 			}
-			out, err := c.PoolImport(ctx, f.Options, p)
-			return a.finish(ctx, c, f, out, err, result(a, a.poolGetter(ctx, c), "imported"))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.PoolImport(ctx, o, p) }
+			return a.change(ctx, c, f, start, result(a, a.poolGetter(ctx, c), "imported"))
 		},
 	}))
 	cmd.Flags().StringVar(&p.Driver, "driver", "", "how the storage is used: dir")
@@ -241,8 +243,10 @@ func (a *app) poolDelete() *cobra.Command {
 			if err := a.destroy(f, what, args[0]); err != nil {
 				return err
 			}
-			out, err := c.PoolDelete(ctx, f.Options, args[0], keep)
-			return a.finish(ctx, c, f, out, err, a.gone("deleted"))
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) {
+				return c.PoolDelete(ctx, o, args[0], keep)
+			}
+			return a.change(ctx, c, f, start, a.gone("deleted"))
 		},
 	}))
 	cmd.Flags().BoolVar(&keep, "keep-data", false, "forget the pool and leave its bytes where they are")

@@ -2,11 +2,10 @@ package cli
 
 import (
 	"fmt"
-	"sync/atomic"
+	"strings"
 	"time"
 
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
 
 	"github.com/tarn-storage/tarn/api"
 )
@@ -33,42 +32,37 @@ type silence struct{}
 func (silence) show(string, api.Progress) {}
 func (silence) close()                    {}
 
-// bar is a progress bar on standard error.
+// bar is a progress bar on standard error, a line that is written over.
 type bar struct {
 	app  *app
-	all  *mpb.Progress
-	bar  *mpb.Bar
-	pace atomic.Value // string; the bar is drawn by a goroutine of its own
-	open bool         // a line without a bar stands there
+	open bool // the line stands there
 }
 
 func (b *bar) show(what string, p api.Progress) {
-	if p.Total <= 0 {
-		if p.Done > 0 {
-			fmt.Fprintf(b.app.Err, "\r\x1b[K%s: %s %s", what, amount(p.Done, p.Unit), pace(p))
-			b.open = true
-		}
-		return
+	switch {
+	case p.Total > 0:
+		part := min(max(float64(p.Done)/float64(p.Total), 0), 1)
+		full := int(part * barWidth)
+		b.line(fmt.Sprintf("%s [%s%s] %d%% %s", what, strings.Repeat("=", full), strings.Repeat("-", barWidth-full), int(part*100), pace(p)))
+	case p.Done > 0:
+		b.line(fmt.Sprintf("%s: %s %s", what, amount(p.Done, p.Unit), pace(p)))
 	}
-	b.pace.Store(" " + pace(p))
-	if b.bar == nil {
-		b.all = mpb.New(mpb.WithOutput(b.app.Err), mpb.WithWidth(60))
-		b.bar = b.all.AddBar(0, // a bar's total can change only if it begins without one
-			mpb.BarRemoveOnComplete(),
-			mpb.PrependDecorators(decor.Name(what+" ")),
-			mpb.AppendDecorators(decor.Percentage(), decor.Any(func(decor.Statistics) string { return b.pace.Load().(string) })))
+}
+
+const barWidth = 30
+
+// line shows text in place of the line before, as far as one line has room.
+func (b *bar) line(text string) {
+	if width, _, err := term.GetSize(int(b.app.Err.Fd())); err == nil && width > 0 && len(text) >= width {
+		text = text[:width-1]
 	}
-	b.bar.SetTotal(p.Total, false)
-	b.bar.SetCurrent(p.Done)
+	fmt.Fprintf(b.app.Err, "\r\x1b[K%s", text)
+	b.open = true
 }
 
 func (b *bar) close() {
 	if b.open {
 		fmt.Fprint(b.app.Err, "\r\x1b[K")
-	}
-	if b.bar != nil {
-		b.bar.Abort(true)
-		b.all.Wait()
 	}
 }
 

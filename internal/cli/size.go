@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
@@ -57,4 +58,6 @@ func parseReserve(s string) (string, error) {
 
 // sizeLike matches what people write when they mean a size, so that "20GB" is
 // told what is wrong with it instead of being taken for an image.
-var sizeLike = regexp.MustCompile(`(?i)^[+-]?[0-9]+([.,][0-9]+)?\s*([KMGTPE]i?)?B?$`)
+var sizeLike = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)^[+-]?[0-9]+([.,][0-9]+)?\s*([KMGTPE]i?)?B?$`)
+})

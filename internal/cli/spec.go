@@ -90,7 +90,7 @@ func parseSource(what, s string) (image string, size int64, err error) {
 	switch {
 	case s == "":
 		return "", 0, usage("%s is empty", what).WithHint("give an image, a size or IMAGE:SIZE")
-	case !both && sizeLike.MatchString(s):
+	case !both && sizeLike().MatchString(s):
 		size, err = parseSize(what, s)
 		return "", size, err
 	case !both:

@@ -2,14 +2,11 @@ package cli
 
 import (
 	"context"
-	"os"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/cobra/doc"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/client"
-	"github.com/tarn-storage/tarn/errs"
 )
 
 // versions is what "tarn version -o json" prints. Server is null when no
@@ -32,22 +29,4 @@ func (a *app) versionCommand() *cobra.Command {
 			return a.printObject(v, v.Client.Version, []field{{"tarn", v.Client.Version + " (" + v.Client.Go + ")"}, {"tarnd", server}})
 		},
 	})
-}
-
-// manCommand writes the manual pages; packages are built with it.
-func manCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "man DIR", Hidden: true, Short: "Write the manual pages into a directory",
-		Long: "Write the manual pages into a directory.", Example: "  tarn man /usr/local/share/man/man1",
-		Args: exactly([]string{"DIR"}),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := os.MkdirAll(args[0], 0o755); err != nil {
-				return fileError(args[0], err)
-			}
-			root := cmd.Root()
-			root.DisableAutoGenTag = true
-			header := &doc.GenManHeader{Section: "1", Source: "tarn " + api.Build().Version, Manual: "tarn"}
-			return errs.Wrap(doc.GenManTree(root, header, args[0]), "cli", args[0])
-		},
-	}
 }

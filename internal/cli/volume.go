@@ -10,9 +10,9 @@ import (
 )
 
 func (a *app) volumeCommand() *cobra.Command {
-	return noun("volume", "Look at the volumes of pools",
+	return a.noun("volume", "Look at the volumes of pools",
 		"A volume is one named, sized block of bytes in a pool: a base or a disk's content.",
-		a.volumeList(), a.volumeShow())
+		a.volumeList, a.volumeShow)
 }
 
 func (a *app) volumeList() *cobra.Command {
