@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql/driver"
 	"time"
 )
 
@@ -53,9 +54,9 @@ func (tx *Tx) Events(ctx context.Context, after int64, limit int) ([]Event, erro
 		args = append(args, int64(limit))
 	}
 	var list []Event
-	err := tx.query(ctx, text, args, func(scan func(...any) error) error {
+	err := tx.query(ctx, text, args, func(row []driver.Value) error {
 		var e Event
-		err := scan(&e.ID, stampCodec{&e.Time}, &e.Type, &e.SubjectType, &e.SubjectID, &e.SubjectName, &e.OperationID)
+		err := scan(row, &e.ID, stampCodec{&e.Time}, &e.Type, &e.SubjectType, &e.SubjectID, &e.SubjectName, &e.OperationID)
 		list = append(list, e)
 		return err
 	})

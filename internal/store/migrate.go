@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql/driver"
 	"embed"
 	"fmt"
 	"io/fs"
@@ -25,12 +26,12 @@ func migrate(ctx context.Context, c *conn, e *Engine) (int, error) {
 	}
 	have, err := apply(ctx, c, e, files)
 	if err != nil || have == len(files) {
-		_, _ = c.ExecContext(ctx, "ROLLBACK")
+		_ = c.all(ctx, "ROLLBACK")
 		return have, err
 	}
 	err = faults.Do(faults.Tx, "migrate", func() error { return c.all(ctx, "COMMIT") })
 	if err != nil {
-		_, _ = c.ExecContext(ctx, "ROLLBACK")
+		_ = c.all(ctx, "ROLLBACK")
 	}
 	return len(files), err
 }
@@ -39,10 +40,13 @@ func migrate(ctx context.Context, c *conn, e *Engine) (int, error) {
 // version n. It returns the version found.
 func apply(ctx context.Context, c *conn, e *Engine, files []string) (have int, err error) {
 	create := e.Words.Replace("CREATE TABLE IF NOT EXISTS schema_version (version INT64 NOT NULL) STRICT")
-	if _, err := c.ExecContext(ctx, create); err != nil {
+	if err := c.script(ctx, create); err != nil {
 		return 0, err
 	}
-	if err := c.QueryRowContext(ctx, "SELECT COALESCE(MAX(version), 0) FROM schema_version").Scan(&have); err != nil {
+	err = c.query(ctx, "SELECT COALESCE(MAX(version), 0) FROM schema_version", nil, func(row []driver.Value) error {
+		return scan(row, &have)
+	})
+	if err != nil {
 		return 0, err
 	}
 	if err := CheckVersion(have); err != nil {
@@ -53,12 +57,12 @@ func apply(ctx context.Context, c *conn, e *Engine, files []string) (have int, e
 		if err != nil {
 			return have, err
 		}
-		if _, err := c.ExecContext(ctx, e.Words.Replace(string(text))); err != nil {
+		if err := c.script(ctx, e.Words.Replace(string(text))); err != nil {
 			return have, fmt.Errorf("migration %s: %w", files[n], err)
 		}
 	}
 	if have < len(files) {
-		_, err = c.ExecContext(ctx, "INSERT INTO schema_version (version) VALUES ($1)", int64(len(files)))
+		_, err = c.exec(ctx, "INSERT INTO schema_version (version) VALUES ($1)", int64(len(files)))
 	}
 	return have, err
 }

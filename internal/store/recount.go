@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql/driver"
 
 	"github.com/tarn-storage/tarn/internal/disk"
 )
@@ -38,9 +39,9 @@ func (tx *Tx) Recount(ctx context.Context, id disk.PoolID) error {
 // this package.
 func (tx *Tx) HeldByEnded(ctx context.Context) (resources []string, err error) {
 	err = tx.query(ctx, `SELECT r.resource FROM operation_resources r JOIN operations o ON o.id = r.operation_id
-		WHERE o.state <> 'queued' AND o.state <> 'running' AND o.state <> 'undoing' ORDER BY r.resource`, nil, func(scan func(...any) error) error {
+		WHERE o.state <> 'queued' AND o.state <> 'running' AND o.state <> 'undoing' ORDER BY r.resource`, nil, func(row []driver.Value) error {
 		resources = append(resources, "")
-		return scan(&resources[len(resources)-1])
+		return scan(row, &resources[len(resources)-1])
 	})
 	return resources, tx.failed("operation.read", "", err)
 }

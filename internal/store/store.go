@@ -67,7 +67,7 @@ func Open(ctx context.Context, e Engine) (*Store, error) {
 		s.readers <- nil
 	}
 	var err error
-	if s.writer, err = connect(ctx, e.Writer); err == nil {
+	if s.writer, err = connect(ctx, e.Writer, &s.engine); err == nil {
 		s.version, err = migrate(ctx, s.writer, &s.engine)
 	}
 	if err != nil {
@@ -143,7 +143,7 @@ func (s *Store) View(ctx context.Context, fn func(ctx context.Context, tx *Tx) e
 	defer func() {
 		tx.end()
 		if err := c.all(context.WithoutCancel(ctx), "ROLLBACK"); err != nil || c.fatal != nil {
-			c.discard()
+			_ = c.Close()
 			c = nil
 		}
 	}()
@@ -170,14 +170,14 @@ func (s *Store) reader(ctx context.Context) (*conn, error) {
 		if c.all(begin, s.engine.BeginRead...) == nil {
 			return c, nil
 		}
-		c.discard() // an idle connection may have been cut: a new one decides
+		_ = c.Close() // an idle connection may have been cut: a new one decides
 	}
-	c, err := connect(ctx, s.engine.Reader)
+	c, err := connect(ctx, s.engine.Reader, &s.engine)
 	if err == nil {
 		if err = c.all(begin, s.engine.BeginRead...); err == nil {
 			return c, nil
 		}
-		c.discard()
+		_ = c.Close()
 	}
 	s.readers <- nil
 	return nil, err
@@ -224,11 +224,10 @@ func (s *Store) release() error {
 	if s.writer != nil {
 		_ = s.writer.Close()
 	}
-	err := errors.Join(s.engine.Reader.Close(), s.engine.Writer.Close())
 	if s.engine.Close != nil {
-		err = errors.Join(err, s.engine.Close())
+		return s.engine.Close()
 	}
-	return err
+	return nil
 }
 
 // call runs the request's function within tx and keeps what came of it.

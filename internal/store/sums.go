@@ -47,7 +47,7 @@ func (t Table[K, R]) volumeSums(ctx context.Context, id string) (volumeSums, err
 		return s, nil
 	}
 	_, err := t.tx.row(ctx, "SELECT pool_id, committed, writing, virtual_size, allocated FROM volumes WHERE id = $1",
-		[]any{id}, &s.pool, &s.Committed, &s.Writing, &s.Provisioned, &s.Allocated)
+		[]any{id}, textCodec[disk.PoolID]{&s.pool}, &s.Committed, &s.Writing, &s.Provisioned, &s.Allocated)
 	return s, err
 }
 

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql/driver"
 	"fmt"
 	"strings"
 
@@ -239,14 +240,17 @@ func article(noun string) string {
 // read returns every row of a query that selects all columns.
 func (t Table[K, R]) read(ctx context.Context, text string, args ...any) ([]R, error) {
 	var items []R
-	err := t.tx.query(ctx, text, args, func(scan func(...any) error) error {
-		items = append(items, *new(R))
-		columns := t.spec.columns(&items[len(items)-1])
-		into := make([]any, len(columns))
-		for i, c := range columns {
-			into[i] = c.codec
+	var r R
+	columns := t.spec.columns(&r)
+	err := t.tx.query(ctx, text, args, func(row []driver.Value) error {
+		r = *new(R)
+		for i := range columns {
+			if err := columns[i].Scan(row[i]); err != nil {
+				return fmt.Errorf("column %s: %w", columns[i].name, err)
+			}
 		}
-		return scan(into...)
+		items = append(items, r)
+		return nil
 	})
 	if err != nil {
 		return nil, t.tx.failed(t.spec.noun+".read", "", err)

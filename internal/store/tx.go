@@ -3,7 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
-	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"sync"
 	"syscall"
@@ -89,69 +89,52 @@ func (tx *Tx) enter(ctx context.Context, write bool) (context.Context, error) {
 
 // exec runs one writing statement and returns how many rows it changed. When it
 // fails, what the transaction did before stands.
-func (tx *Tx) exec(ctx context.Context, text string, args ...any) (int64, error) {
-	ctx, err := tx.enter(ctx, true)
+func (tx *Tx) exec(ctx context.Context, text string, args ...any) (n int64, err error) {
+	ctx, err = tx.enter(ctx, true)
 	if err != nil {
 		return 0, err
 	}
 	defer tx.mu.Unlock()
-	var res sql.Result
-	run := func() error {
-		res, err = tx.conn.exec(ctx, text, args...)
+	if !tx.engine.Savepoints {
+		n, err = tx.conn.exec(ctx, text, args...)
+		return n, tx.note(err)
+	}
+	err = tx.conn.savepoint(ctx, "statement", func() error {
+		n, err = tx.conn.exec(ctx, text, args...)
 		return err
-	}
-	if tx.engine.Savepoints {
-		err = tx.conn.savepoint(ctx, "statement", run)
-	} else {
-		err = run()
-	}
-	if err != nil {
-		return 0, tx.note(err)
-	}
-	return res.RowsAffected()
+	})
+	return n, tx.note(err)
 }
 
-// query runs one reading statement and calls each for every row, with a
-// function that scans it.
-func (tx *Tx) query(ctx context.Context, text string, args []any, each func(scan func(...any) error) error) (err error) {
+// query runs one reading statement and calls each for every row, whose values
+// are good until each returns.
+func (tx *Tx) query(ctx context.Context, text string, args []any, each func(row []driver.Value) error) (err error) {
 	run, err := tx.enter(ctx, false)
 	if err != nil {
 		return err
 	}
 	defer tx.mu.Unlock()
-	defer func() {
-		if err != nil && tx.engine.Savepoints {
-			tx.spoiled = err
-		}
-	}()
-	s, err := tx.conn.prepared(run, text)
-	if err != nil {
-		return tx.note(err)
-	}
-	rows, err := s.QueryContext(run, args...)
-	if err != nil {
-		return tx.note(err)
-	}
-	defer rows.Close()
-	for n := 1; rows.Next(); n++ {
-		if err := each(rows.Scan); err != nil {
-			return err
-		}
-		if n%1000 == 0 && !tx.write && ctx.Err() != nil {
+	n := 0
+	err = tx.conn.query(run, text, args, func(row []driver.Value) error {
+		if n++; n%1000 == 0 && !tx.write && ctx.Err() != nil {
 			return ctx.Err()
 		}
+		return each(row)
+	})
+	if err != nil && tx.engine.Savepoints {
+		tx.spoiled = err
 	}
-	return tx.note(rows.Err())
+	return tx.note(err)
 }
 
 // row scans the first row of a query and reports whether there was one.
 func (tx *Tx) row(ctx context.Context, text string, args []any, into ...any) (found bool, err error) {
-	err = tx.query(ctx, text, args, func(scan func(...any) error) error {
+	err = tx.query(ctx, text, args, func(row []driver.Value) error {
 		if found {
 			return nil
 		}
 		found = true
-		return scan(into...)
+		return scan(row, into...)
 	})
 	return found, tx.failed("store.read", "", err)
 }

@@ -150,7 +150,7 @@ func (s *Store) begin(ctx context.Context) error {
 		s.drop()
 	}
 	var err error
-	if s.writer, err = connect(ctx, s.engine.Writer); err != nil {
+	if s.writer, err = connect(ctx, s.engine.Writer, &s.engine); err != nil {
 		s.writer = nil
 		return err
 	}
@@ -161,7 +161,7 @@ func (s *Store) begin(ctx context.Context) error {
 }
 
 func (s *Store) drop() {
-	s.writer.discard()
+	_ = s.writer.Close()
 	s.writer = nil
 }
 

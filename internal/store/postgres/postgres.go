@@ -12,7 +12,6 @@ package postgres
 
 import (
 	"context"
-	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -64,12 +63,9 @@ func Open(ctx context.Context, o Options) (*store.Store, error) {
 	for name, value := range session {
 		config.RuntimeParams[name] = value
 	}
-	writer, reader := stdlib.OpenDB(*config), stdlib.OpenDB(*config)
-	writer.SetMaxOpenConns(1)
-	reader.SetMaxOpenConns(readers)
-	reader.SetMaxIdleConns(readers)
+	connector := stdlib.GetConnector(*config)
 	return store.Open(ctx, store.Engine{
-		Writer: writer, Reader: reader, Readers: readers,
+		Writer: connector, Reader: connector, Readers: readers,
 		Begin: []string{
 			"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
 			fmt.Sprintf("SELECT pg_advisory_xact_lock(%d)", lockKey),
@@ -121,6 +117,6 @@ func lost(err error) bool {
 	var connect *pgconn.ConnectError
 	var network net.Error
 	return errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, io.EOF) ||
-		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, sql.ErrConnDone) ||
+		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
 		errors.Is(err, driver.ErrBadConn)
 }

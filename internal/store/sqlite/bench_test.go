@@ -84,17 +84,20 @@ func BenchmarkCommit(b *testing.B) {
 				s := open(b, sqlite.Options{Dir: dir})
 				defer s.Close()
 				prepareBench(b, s)
-				var raw, ours []float64
+				var raw, ours, cost []float64
 				var serial atomic.Int64
 				for b.Loop() {
 					raw = append(raw, rawRate(b, dir, 200*time.Millisecond))
+					before, first := cpuTime(b), serial.Load()
 					ours = append(ours, commitRate(b, s, writers, 200*time.Millisecond, func(ctx context.Context, tx *store.Tx) error {
 						return w.do(ctx, s, tx, serial.Add(1))
 					}))
+					cost = append(cost, float64((cpuTime(b)-before).Microseconds())/float64(serial.Load()-first))
 				}
 				b.ReportMetric(median(raw), "raw/s")
 				b.ReportMetric(median(ours), "commits/s")
 				b.ReportMetric(median(ours)/median(raw), "ratio")
+				b.ReportMetric(median(cost), "cpu-us/commit")
 			})
 		}
 	}
@@ -118,6 +121,16 @@ func commitRate(b *testing.B, s *store.Store, writers int, d time.Duration, fn f
 	}
 	all.Wait()
 	return float64(done.Load()) / time.Since(begin).Seconds()
+}
+
+// cpuTime returns the CPU time that this process has used.
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func median(x []float64) float64 {

@@ -7,6 +7,7 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	sqldriver "database/sql/driver"
 	"errors"
 	"io/fs"
 	"net/url"
@@ -78,29 +79,26 @@ func engine(path string) (store.Engine, error) {
 	}
 	reader, err := open(path, "query_only(on)")
 	if err != nil {
-		_ = writer.Close()
 		return store.Engine{}, err
 	}
-	writer.SetMaxOpenConns(1)
-	reader.SetMaxOpenConns(readers)
-	reader.SetMaxIdleConns(readers)
 	return store.Engine{
 		Writer: writer, Reader: reader, Readers: readers,
 		Begin: []string{"BEGIN IMMEDIATE"}, BeginRead: []string{"BEGIN"},
-		Words:    strings.NewReplacer("INT64", "INTEGER", "SERIAL64", "INTEGER PRIMARY KEY"),
-		Classify: classify,
+		Positional: true,
+		Words:      strings.NewReplacer("INT64", "INTEGER", "SERIAL64", "INTEGER PRIMARY KEY"),
+		Classify:   classify,
 	}, nil
 }
 
-// open returns a pool whose connections all have the same settings. With
+// open returns what makes connections, which all have the same settings. With
 // synchronous=FULL the log is synced before a commit returns. What undoes a
 // savepoint stays in memory: it never outlives the process, and batches of
 // transactions would write it to a temporary file. The log is folded into the
 // database every 16 MiB: each time costs two syncs more.
-func open(path string, pragmas ...string) (*sql.DB, error) {
+func open(path string, pragmas ...string) (sqldriver.Connector, error) {
 	pragmas = append(pragmas, "busy_timeout(10000)", "journal_mode(wal)", "wal_autocheckpoint(4000)", "synchronous(full)", "foreign_keys(on)",
 		"cache_size(-8192)", "temp_store(memory)", "journal_size_limit(67108864)")
-	return sql.Open("sqlite", dsn(path, url.Values{"_pragma": pragmas}))
+	return driver.NewConnector(dsn(path, url.Values{"_pragma": pragmas}))
 }
 
 func dsn(path string, q url.Values) string {
