@@ -32,10 +32,11 @@ var may = []struct {
 	{"diskfmt", ""},
 	{"diskfmt/diskfmttest", "diskfmt"},
 	{"diskfmt/strict", "diskfmt errs"},
+	{"diskfmt/inflate", ""},
 	{"internal/config", "errs"},
 
 	{"diskfmt/raw", "diskfmt errs"},
-	{"diskfmt/qcow2/internal/layout", "diskfmt"},
+	{"diskfmt/qcow2/internal/layout", "diskfmt diskfmt/inflate"},
 	{"diskfmt/qcow2", "diskfmt diskfmt/qcow2/internal/layout errs"},
 	{"diskfmt/qcow2/inspect", "diskfmt diskfmt/qcow2/internal/layout errs"},
 	{"api", "errs"},

@@ -1,25 +1,13 @@
 package layout
 
 import (
-	"bytes"
 	"encoding/binary"
-	"io"
 	"sync"
 
-	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/tarn-storage/tarn/diskfmt/inflate"
 )
-
-type inflater struct {
-	in bytes.Reader
-	fr io.ReadCloser
-}
-
-var inflaters = sync.Pool{New: func() any {
-	f := new(inflater)
-	f.fr = flate.NewReader(&f.in)
-	return f
-}}
 
 var zstdDecoder = sync.OnceValues(func() (*zstd.Decoder, error) {
 	return zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecoderLowmem(true),
@@ -34,18 +22,8 @@ func Decompress(typ uint8, dst, src []byte) error {
 	if typ == Zstd {
 		return unzstd(dst, src)
 	}
-	f := inflaters.Get().(*inflater)
-	defer inflaters.Put(f)
-	f.in.Reset(src)
-	if err := f.fr.(flate.Resetter).Reset(&f.in, nil); err != nil {
-		return err
-	}
-	if n, err := io.ReadFull(f.fr, dst); err != nil {
-		return Faultf(ClassCorrupt, "the deflate stream gives %d of %d bytes: %v", n, len(dst), err)
-	}
-	var one [1]byte
-	if n, err := f.fr.Read(one[:]); n != 0 || err != io.EOF {
-		return Faultf(ClassCorrupt, "the deflate stream does not end after %d bytes", len(dst))
+	if _, err := inflate.Deflate(dst, src); err != nil {
+		return Faultf(ClassCorrupt, "a compressed cluster of %d bytes: %v", len(dst), err)
 	}
 	return nil
 }
