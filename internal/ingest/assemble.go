@@ -17,7 +17,7 @@ import (
 // metadata, too, is refused then as an overlap, because the table that calls it
 // data is in the spool.
 type assembler struct {
-	out   io.WriterAt // nil: everything goes into the spool
+	out   *descriptor // nil: everything goes into the spool
 	spool descriptor
 	bits  uint
 	size  int64 // virtual
@@ -42,7 +42,7 @@ type pieces struct {
 const maxPending = 1 << 20
 
 // newAssembler reads from the header where the tables are. Judged headers only.
-func newAssembler(head []byte, size int64, out io.WriterAt, spool descriptor) *assembler {
+func newAssembler(head []byte, size int64, out *descriptor, spool descriptor) *assembler {
 	be := binary.BigEndian
 	a := &assembler{
 		out: out, spool: spool, size: size, bits: uint(be.Uint32(head[20:])),

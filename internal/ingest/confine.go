@@ -167,6 +167,9 @@ func policies() []seccomp.Policy {
 		// nor mapped; no memory becomes executable.
 		deny("write", arg(0, seccomp.Equal, sourceFD), arg(0, seccomp.GreaterOrEqual, maxFiles)),
 		deny("pwrite64", arg(0, seccomp.Equal, sourceFD), arg(0, seccomp.GreaterOrEqual, maxFiles)),
+		// Write-back is started, never waited for: waiting would take a failed
+		// write's error, which the daemon's sync must see.
+		deny("sync_file_range", arg(3, seccomp.NotEqual, unix.SYNC_FILE_RANGE_WRITE)),
 		deny("mmap", arg(3, seccomp.BitsNotSet, unix.MAP_ANONYMOUS), arg(2, seccomp.BitsSet, unix.PROT_EXEC)),
 		deny("mprotect", arg(2, seccomp.BitsSet, unix.PROT_EXEC)),
 		{DefaultAction: eperm, Syscalls: []seccomp.SyscallGroup{
@@ -182,7 +185,7 @@ func policies() []seccomp.Policy {
 // allowed is every call but clone that may pass, some of them with arguments
 // that another filter judges.
 var allowed = []string{
-	"read", "write", "pread64", "pwrite64", "lseek", "fstat", "close", "ppoll", "recvmsg",
+	"read", "write", "pread64", "pwrite64", "sync_file_range", "lseek", "fstat", "close", "ppoll", "recvmsg",
 	"mmap", "munmap", "mprotect", "madvise", "brk",
 	"futex", "nanosleep", "clock_nanosleep", "clock_gettime", "sched_yield", "sched_getaffinity",
 	"rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "restart_syscall",

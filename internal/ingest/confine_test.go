@@ -69,6 +69,13 @@ var attempts = map[string]func(p probe) error{
 		_, _, errno := unix.Syscall6(unix.SYS_PWRITE64, 1<<32|sourceFD, uintptr(unsafe.Pointer(new(byte))), 1, 0, 0, 0)
 		return errnoOf(errno)
 	},
+	"fsync": func(probe) error { return unix.Fsync(sourceFD) },
+	"start write-back": func(probe) error {
+		return unix.SyncFileRange(sourceFD, 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+	},
+	"wait for write-back": func(probe) error {
+		return unix.SyncFileRange(sourceFD, 0, 0, unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+	},
 	"map source": func(probe) error {
 		_, err := unix.Mmap(sourceFD, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 		return err
@@ -262,7 +269,9 @@ func TestLayers(t *testing.T) {
 		return m
 	}
 	all := eperm("open", "shadow", "maps", "create", "stat", "unlink", "truncate", "tcp", "udp", "unix", "exec", "kill", "tgkill", "ptrace",
-		"unshare", "io_uring", "fork", "raise limit", "write source", "map source", "map code", "descriptors")
+		"unshare", "io_uring", "fork", "raise limit", "write source", "map source", "map code", "descriptors",
+		"fsync", "wait for write-back")
+	all["start write-back"] = none
 	all["write source by a long number"] = unix.EPERM
 	for _, row := range []struct {
 		name    string

@@ -44,7 +44,8 @@ type runs struct {
 // cores, and digests it on the way. Chunks finish in any order; their leaves
 // and extents are counted in order.
 type conversion struct {
-	out    io.WriterAt // nil converts to nothing
+	dst    *descriptor // nil converts to nothing
+	out    io.WriterAt // writes dst
 	count  *counter
 	source diskfmt.Reader // for jobs that are to be filled
 	sha    hash.Hash      // fed with every chunk in order; nil when somebody else does
@@ -63,17 +64,18 @@ type converted struct {
 	content string
 }
 
-func newConversion(threads int, out io.WriterAt, count *counter) *conversion {
+// newConversion returns a conversion into dst, or into nothing.
+func newConversion(threads int, dst *descriptor, count *counter) *conversion {
 	buffers := threads + 4
-	if out != nil {
-		out = &oneAtATime{w: out}
-	}
 	c := &conversion{
-		out: out, count: count,
+		dst: dst, count: count,
 		free:  make(chan []byte, buffers),
 		work:  make(chan *job, buffers),
 		sum:   make(chan *job, buffers),
 		order: make(chan *job, 4*buffers),
+	}
+	if dst != nil {
+		c.out = &oneAtATime{w: dst}
 	}
 	for range buffers {
 		c.free <- nil // made when first taken
@@ -227,11 +229,16 @@ func writeData(out io.WriterAt, b []byte, off int64) (runs, error) {
 	return r, err
 }
 
+// writeBackEvery is how much of the output is finished before the kernel is
+// asked to write it to the disk: so that the daemon's sync finds little left.
+const writeBackEvery = 16 << 20
+
 // collect takes the finished chunks in order.
 func (c *conversion) collect(ctx context.Context) (converted, error) {
 	var content blkio.Content
 	var r converted
 	tail := false
+	var begun int64 // up to here write-back was
 	for j := range c.order {
 		select {
 		case <-j.done:
@@ -247,6 +254,13 @@ func (c *conversion) collect(ctx context.Context) (converted, error) {
 		}
 		tail = j.runs.tail
 		c.count.done.Add(int64(j.n))
+		if c.dst != nil && r.size-begun >= writeBackEvery {
+			c.dst.writeBack(begun, r.size-begun)
+			begun = r.size
+		}
+	}
+	if c.dst != nil {
+		c.dst.writeBack(begun, r.size-begun)
 	}
 	r.content = content.Sum(r.size)
 	return r, ctx.Err()

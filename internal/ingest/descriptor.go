@@ -46,6 +46,12 @@ func (d descriptor) WriteAt(p []byte, off int64) (int, error) {
 	return done, nil
 }
 
+// writeBack has the kernel begin to write n bytes at off to the disk. It
+// promises nothing: what fails here, the daemon's sync reports.
+func (d descriptor) writeBack(off, n int64) {
+	_ = unix.SyncFileRange(int(d), off, n, unix.SYNC_FILE_RANGE_WRITE)
+}
+
 // Read reads from a pipe, waiting where its other users made it non-blocking.
 func (d descriptor) Read(p []byte) (int, error) {
 	for {

@@ -92,8 +92,7 @@ type intake struct {
 	start stamp          // of a file
 	disk  diskfmt.Reader // the guest's bytes, once the source is seekable
 	head  []byte         // what was read of a stream so far
-	out   io.WriterAt
-	dst   *descriptor // what out writes; nil when there is no output
+	dst   *descriptor    // nil when there is no output
 	spool *descriptor
 	size  int64 // virtual, as the header of a stream says
 	count counter
@@ -193,7 +192,7 @@ func (im *intake) assign(c convert, passed []descriptor) error {
 		return errs.New(errs.Internal, "", "", "%d descriptors came, not %d", len(passed), want)
 	}
 	if !c.Dry {
-		im.out, im.dst = passed[0], &passed[0]
+		im.dst = &passed[0]
 	}
 	if c.Spool {
 		im.spool = &passed[want-1]
@@ -253,7 +252,7 @@ func (im *intake) convert(ctx context.Context) (Result, error) {
 // digests; the bytes of another are hashed in the file's order beside the
 // conversion, which finds them in the page cache or puts them there.
 func (im *intake) convertFile(ctx context.Context) (Result, error) {
-	c := newConversion(im.Threads, im.out, &im.count)
+	c := newConversion(im.Threads, im.dst, &im.count)
 	c.source = im.disk
 	im.count.total.Store(im.disk.Size())
 	var sum []byte
@@ -288,7 +287,7 @@ func (im *intake) convertFile(ctx context.Context) (Result, error) {
 
 // convertStream converts a raw stream as it comes.
 func (im *intake) convertStream(ctx context.Context) (Result, error) {
-	c := newConversion(im.Threads, im.out, &im.count)
+	c := newConversion(im.Threads, im.dst, &im.count)
 	c.sha = sha256.New()
 	im.count.total.Store(max(0, im.Size))
 	r := im.whole()
@@ -313,7 +312,7 @@ func (im *intake) convertSpooled(ctx context.Context) (Result, error) {
 		im.count.total.Store(im.Size + im.size)
 	}
 	r := im.whole()
-	a := newAssembler(im.head, im.size, im.out, *im.spool)
+	a := newAssembler(im.head, im.size, im.dst, *im.spool)
 	sum, err := im.takeApart(ctx, r, a)
 	if err != nil {
 		return Result{}, err
@@ -326,7 +325,7 @@ func (im *intake) convertSpooled(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	im.count.total.Store(r.n + h.VirtualSize)
-	c := newConversion(im.Threads, im.out, &im.count)
+	c := newConversion(im.Threads, im.dst, &im.count)
 	c.source = src
 	if a.direct.count > 0 {
 		if c.source, err = newAssembled(src, a, *im.dst); err != nil {

@@ -187,6 +187,33 @@ func TestFullFileSystem(t *testing.T) {
 	refusal{errs.NoSpace, "", "no space left"}.check(t, "full", err)
 }
 
+// TestWriteBackIsBegun demands that most of what a conversion wrote is on its
+// way to the disk when it ends, so that a sync does not wait for all of it.
+func TestWriteBackIsBegun(t *testing.T) {
+	got, err := importSource(t.Context(), t, Source{File: writeFile(t, mixed(26, 96*mib))}, Claim{Format: "raw"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(got.file.Fd()), &fs); err != nil {
+		t.Fatal(err)
+	}
+	if fs.Type == unix.TMPFS_MAGIC {
+		t.Skip("does not apply: a tmpfs writes nothing back")
+	}
+	var cache unix.Cachestat_t
+	err = unix.Cachestat(uint(got.file.Fd()), &unix.CachestatRange{}, &cache, 0)
+	if errors.Is(err, unix.ENOSYS) {
+		t.Skip("does not apply: this kernel has no cachestat, which came with Linux 6.5")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if written := uint64(got.result.Written) / uint64(os.Getpagesize()); cache.Dirty > written/4 {
+		t.Errorf("%d of %d pages are dirty, want a quarter at most", cache.Dirty, written)
+	}
+}
+
 // peak is the most memory that a process had, in bytes.
 func peak(t *testing.T, pid int) int64 {
 	t.Helper()
