@@ -61,15 +61,19 @@ func (s *sessions) get(id journal.ID) (*source, error) {
 	return nil, errs.New(errs.Cancelled, "image.import", string(id), "the source was lost with a restart of the daemon").WithHint("import it again")
 }
 
-// drop ends an import's worker and forgets its source.
+// drop forgets an import's source. It waits for nothing: the end of an operation
+// is recorded in a transaction, long after its worker has ended.
 func (s *sessions) drop(id journal.ID) {
 	s.mu.Lock()
-	src := s.of[id]
+	defer s.mu.Unlock()
 	delete(s.of, id)
-	s.mu.Unlock()
-	if src != nil && src.session != nil {
-		src.session.Close()
-		src.end()
+}
+
+// close ends the source's worker, if it has one. Closing again does nothing.
+func (s *source) close() {
+	if s.session != nil {
+		s.session.Close()
+		s.end()
 	}
 }
 
@@ -105,6 +109,12 @@ func (e *Engine) imageJudge() journal.Handler[*store.Tx] {
 				return err
 			}
 			return e.expectBase(ctx, tx, a, h, c.Op.ID)
+		},
+		undo: func(_ context.Context, c *journal.Call) error {
+			if s, err := e.imports.get(c.Op.ID); err == nil { // else the worker died with the daemon
+				s.close()
+			}
+			return nil
 		},
 		undoCommit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
 			var a importArgs
@@ -197,6 +207,7 @@ func (e *Engine) imageConvert() journal.Handler[*store.Tx] {
 				return errors.Join(e.awaitTwin(ctx, c, a, *s.done), c.SetOutput(s.done))
 			}
 			done, err := e.convert(ctx, c, s.session, a)
+			s.close()
 			if err != nil {
 				return errs.Wrap(err, "image.import", c.Op.Subject.Name)
 			}
@@ -252,7 +263,12 @@ func (e *Engine) convert(ctx context.Context, c *journal.Call, s *ingest.Session
 	if err := p.Driver.Delete(ctx, driver.Ref{ID: spoolID(a.Volume)}); err != nil {
 		return out, err
 	}
-	return out, dev.Truncate(disk.RoundUp(out.VirtualSize, p.Caps.SizeUnit))
+	if err := dev.Truncate(disk.RoundUp(out.VirtualSize, p.Caps.SizeUnit)); err != nil {
+		return out, err
+	}
+	// The worker began write-back. Only a descriptor as old as the first write
+	// is sure to learn of one that failed.
+	return out, dev.Sync()
 }
 
 // openDescriptor opens a staged volume that the worker can write.
