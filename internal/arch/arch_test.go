@@ -44,8 +44,12 @@ var may = []struct {
 	{"diskfmt/vdi/internal/layout", ""},
 	{"diskfmt/vdi", "diskfmt diskfmt/vdi/internal/layout errs"},
 	{"diskfmt/vdi/inspect", "diskfmt/internal/blockmap diskfmt/strict diskfmt/vdi/internal/layout errs"},
+	{"diskfmt/vmdk/internal/layout", ""},
+	{"diskfmt/vmdk", "diskfmt diskfmt/vmdk/internal/layout errs"},
+	{"diskfmt/vmdk/inspect", "diskfmt diskfmt/strict diskfmt/vmdk/internal/layout errs"},
 	{"api", "errs"},
 	{"internal/exit", "api errs"},
+	{"internal/fetch", "errs"},
 	{"internal/disk", "diskfmt errs"},
 
 	{"client", "api errs"},
