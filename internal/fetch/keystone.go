@@ -76,7 +76,9 @@ type Auth struct {
 // ParseClouds reads a clouds.yaml of at most 1 MiB and returns its clouds by
 // name. Fields that other services use are left out.
 func ParseClouds(b []byte) (map[string]Cloud, error) {
-	bad := func(format string, args ...any) error { return errs.New(errs.Invalid, op, "clouds.yaml", format, args...) }
+	bad := func(format string, args ...any) error {
+		return errs.New(errs.Invalid, op, "clouds.yaml", format, args...)
+	}
 	if len(b) > maxClouds {
 		return nil, bad("it has more than %d bytes", maxClouds)
 	}

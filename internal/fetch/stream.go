@@ -18,6 +18,8 @@ import (
 // that advances.
 const progress = 1 << 20
 
+const maxDoublings = 5 // of the wait before a download is continued
+
 // object is what a stream reads.
 type object struct {
 	url  *url.URL
@@ -255,8 +257,8 @@ func (s *Stream) resume(broke error) error {
 		s.tries = 0
 	}
 	s.mark = s.off
-	wait := s.cfg.Backoff
-	for ; s.tries < s.cfg.Attempts; wait *= 2 {
+	for s.tries < s.cfg.Attempts {
+		wait := s.cfg.Backoff << min(s.tries, maxDoublings)
 		s.tries++
 		select {
 		case <-s.ctx.Done():

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"sync"
@@ -255,3 +256,23 @@ func content(n int) []byte {
 	}
 	return b
 }
+
+// real is a server on the loopback interface.
+type real struct {
+	url    string
+	config Config
+}
+
+func realServer(t *testing.T, h http.HandlerFunc) real {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(h)
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	roots := x509.NewCertPool()
+	roots.AddCert(srv.Certificate())
+	return real{srv.URL, Config{Roots: roots, Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}}
+}
+
+// underlying is the connection below TLS.
+func underlying(c net.Conn) net.Conn { return c.(*tls.Conn).NetConn() }
