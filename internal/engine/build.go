@@ -72,7 +72,7 @@ func newSerial() string {
 
 // order resolves a disk specification against the records and checks all that
 // can be known before anything is written.
-func (e *Engine) order(ctx context.Context, tx *store.Tx, s api.DiskSpec, pool string) (diskOrder, error) {
+func (e *Engine) order(ctx context.Context, tx *store.Tx, sur *survey, s api.DiskSpec, pool string) (diskOrder, error) {
 	o := diskOrder{Disk: disk.DiskID(newID()), Volume: disk.VolumeID(newID()), Serial: newSerial(), Spec: s, At: e.now()}
 	if err := checkSpec(s); err != nil {
 		return o, err
@@ -85,6 +85,7 @@ func (e *Engine) order(ctx context.Context, tx *store.Tx, s api.DiskSpec, pool s
 		return o, err
 	}
 	o.Pool = p.ID
+	keep(&sur.seen.pools, p.ID, p)
 	if s.Image == "" {
 		return o, nil
 	}
@@ -96,6 +97,7 @@ func (e *Engine) order(ctx context.Context, tx *store.Tx, s api.DiskSpec, pool s
 		return o, errs.New(errs.Busy, "disk.create", i.Name, "image %s is %s", i.Name, i.State).WithHint("wait until its import is done")
 	}
 	o.Image = i.ID
+	keep(&sur.seen.images, i.ID, i)
 	if s.Size == 0 {
 		o.Spec.Size = max(i.VirtualSize, i.MinDisk)
 	} else if err := plan.FitsImage(s.Size, max(i.VirtualSize, i.MinDisk)); err != nil {
@@ -170,9 +172,9 @@ type built struct {
 
 // build plans one disk of an instance inside the deciding transaction. The
 // image's base must be ready in the pool.
-func (e *Engine) build(ctx context.Context, tx *store.Tx, i disk.Instance, o diskOrder, existing []disk.Disk, op journal.ID) (built, error) {
+func (e *Engine) build(ctx context.Context, tx *store.Tx, seen *resolved, i disk.Instance, o diskOrder, existing []disk.Disk, op journal.ID) (built, error) {
 	var b built
-	r, err := tx.Pools.Get(ctx, o.Pool)
+	r, err := seen.pool(ctx, tx, o.Pool)
 	if err != nil {
 		return b, err
 	}
@@ -189,7 +191,7 @@ func (e *Engine) build(ctx context.Context, tx *store.Tx, i disk.Instance, o dis
 		Caps: p.Caps, Policy: r.DiskFormat, Want: disk.FormatPolicy(o.Spec.Format), Size: o.Spec.Size, Prealloc: o.Spec.Prealloc == "full",
 		Generates: generator(o.Spec, index).Kind != generate.Blank || o.Config != nil,
 	}
-	source, base, err := e.source(ctx, tx, o, index)
+	source, base, err := e.source(ctx, tx, seen, o, index)
 	if err != nil {
 		return b, err
 	}
@@ -211,7 +213,7 @@ func (e *Engine) build(ctx context.Context, tx *store.Tx, i disk.Instance, o dis
 
 // source says where the disk's content comes from and, for an image, which base
 // of the pool holds it.
-func (e *Engine) source(ctx context.Context, tx *store.Tx, o diskOrder, index int) (disk.Source, *disk.Volume, error) {
+func (e *Engine) source(ctx context.Context, tx *store.Tx, seen *resolved, o diskOrder, index int) (disk.Source, *disk.Volume, error) {
 	if o.Config != nil {
 		return disk.Source{Kind: o.Config.Kind, Content: "sha256:" + o.Config.Input.SHA256, Label: o.Config.Kind}, nil, nil
 	}
@@ -219,12 +221,15 @@ func (e *Engine) source(ctx context.Context, tx *store.Tx, o diskOrder, index in
 		g := generator(o.Spec, index)
 		return disk.Source{Kind: string(g.Kind), FS: string(g.FS), Label: g.Label}, nil, nil
 	}
-	i, err := tx.Images.Get(ctx, o.Image)
+	i, err := seen.image(ctx, tx, o.Image)
 	if err != nil {
 		return disk.Source{}, nil, err
 	}
-	base, err := tx.Volumes.One(ctx, store.Eq("pool_id", o.Pool), store.Eq("kind", disk.KindBase), store.Eq("content", i.Content))
-	if err == nil && base.State != disk.VolumeReady {
+	base, err := baseIn(ctx, tx, o.Pool, i.Content)
+	switch {
+	case errors.Is(err, errs.NotFound):
+		err = errs.New(errs.NotFound, "disk.create", i.Name, "the base of image %s was deleted meanwhile", i.Name).WithHint("try again")
+	case err == nil && base.State != disk.VolumeReady:
 		err = errs.New(errs.Busy, "disk.create", base.Name, "the base of image %s is %s", i.Name, base.State)
 	}
 	return disk.Source{Kind: "image", ImageID: i.ID, Image: i.Name, Content: i.Content}, &base, err
@@ -266,18 +271,19 @@ func newVolume(d disk.Disk, o diskOrder, p plan.VolumePlan, op journal.ID) disk.
 
 // place plans all disks of an order, checks that their domains can take them on
 // and writes their records. It is the deciding transaction of every build.
-func (e *Engine) place(ctx context.Context, tx *store.Tx, b buildOrder, op journal.ID, space map[disk.DomainID]measured) error {
+func (e *Engine) place(ctx context.Context, tx *store.Tx, seen *resolved, b buildOrder, op journal.ID, space map[disk.DomainID]measured) error {
+	var existing []disk.Disk
+	var err error
 	if b.New {
-		if err := tx.Instances.Insert(ctx, b.Instance); err != nil {
-			return err
-		}
+		err = tx.Instances.Insert(ctx, b.Instance)
+	} else {
+		existing, err = disksOf(ctx, tx, b.Instance.ID)
 	}
-	existing, err := disksOf(ctx, tx, b.Instance.ID)
 	if err != nil {
 		return err
 	}
 	for _, o := range b.Disks {
-		d, err := e.build(ctx, tx, b.Instance, o, existing, op)
+		d, err := e.build(ctx, tx, seen, b.Instance, o, existing, op)
 		if err != nil {
 			return err
 		}

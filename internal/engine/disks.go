@@ -87,7 +87,8 @@ func (e *Engine) DiskCreate(ctx context.Context, o api.Options, r api.DiskCreate
 		if b.Instance, err = findInstance(ctx, tx, r.Instance); err != nil {
 			return err
 		}
-		if b.Disks, err = e.orders(ctx, tx, []api.DiskSpec{r.Disk}, ""); err != nil {
+		sur = survey{}
+		if b.Disks, err = e.orders(ctx, tx, &sur, []api.DiskSpec{r.Disk}, ""); err != nil {
 			return err
 		}
 		existing, err := disksOf(ctx, tx, b.Instance.ID)
@@ -97,8 +98,7 @@ func (e *Engine) DiskCreate(ctx context.Context, o api.Options, r api.DiskCreate
 		if _, name, err = plan.NameDisk(disk.Role(r.Disk.Role), existing); err != nil {
 			return err
 		}
-		sur, err = surveyed(ctx, tx, b)
-		return err
+		return sur.complete(ctx, tx, b)
 	})
 	if err != nil {
 		return api.Outcome{}, err
@@ -116,7 +116,7 @@ func (e *Engine) submitBuild(ctx context.Context, o api.Options, d draft, b buil
 	if err != nil {
 		return api.Outcome{}, err
 	}
-	place := func(ctx context.Context, tx *store.Tx) error { return e.place(ctx, tx, b, d.id, space) }
+	place := func(ctx context.Context, tx *store.Tx) error { return e.place(ctx, tx, &s.seen, b, d.id, space) }
 	d.resources = append(d.resources, "instance:"+string(b.Instance.ID))
 	for _, m := range s.missing {
 		d.steps = append(d.steps, journal.NewStep(stepBaseEnsure, m))
@@ -142,17 +142,20 @@ func (e *Engine) submitBuild(ctx context.Context, o api.Options, d draft, b buil
 }
 
 // survey is what submitBuild has to know of the records: the domains an order
-// uses, and the bases it needs that are not ready in their pools, once each.
+// uses, the bases it needs that are not ready in their pools, once each, and what
+// was read to find that out.
 type survey struct {
 	domains []disk.DomainID
 	missing []ensureArgs
+	seen    resolved
 }
 
-func surveyed(ctx context.Context, tx *store.Tx, b buildOrder) (s survey, err error) {
+// complete looks at what all disks of b need.
+func (s *survey) complete(ctx context.Context, tx *store.Tx, b buildOrder) error {
 	for _, o := range b.Disks {
-		r, err := tx.Pools.Get(ctx, o.Pool)
+		r, err := s.seen.pool(ctx, tx, o.Pool)
 		if err != nil {
-			return s, err
+			return err
 		}
 		if !slices.Contains(s.domains, r.DomainID) {
 			s.domains = append(s.domains, r.DomainID)
@@ -161,19 +164,56 @@ func surveyed(ctx context.Context, tx *store.Tx, b buildOrder) (s survey, err er
 		if o.Image == "" || slices.Contains(s.missing, a) {
 			continue
 		}
-		i, err := tx.Images.Get(ctx, o.Image)
+		i, err := s.seen.image(ctx, tx, o.Image)
 		if err != nil {
-			return s, err
+			return err
 		}
 		base, err := baseIn(ctx, tx, o.Pool, i.Content)
 		if err != nil && !errors.Is(err, errs.NotFound) {
-			return s, err
+			return err
 		}
 		if err != nil || base.State != disk.VolumeReady {
 			s.missing = append(s.missing, a)
 		}
 	}
-	return s, nil
+	return nil
+}
+
+// resolved holds the pools and images that an order means, each read once: by
+// the look at the request, and taken over by the decision. Either may change in
+// between without harm. A pool that is gone is missed by the reference to it; of
+// an image only the content matters, whose base the decision reads again; a
+// pool's policy is that of the moment of the request. Its zero value is ready.
+type resolved struct {
+	pools  map[disk.PoolID]disk.Pool
+	images map[disk.ImageID]disk.Image
+}
+
+func (r *resolved) pool(ctx context.Context, tx *store.Tx, id disk.PoolID) (disk.Pool, error) {
+	return once(ctx, &r.pools, id, tx.Pools.Get)
+}
+
+func (r *resolved) image(ctx context.Context, tx *store.Tx, id disk.ImageID) (disk.Image, error) {
+	return once(ctx, &r.images, id, tx.Images.Get)
+}
+
+// once returns the record that known holds, or reads it and keeps it there.
+func once[K comparable, R any](ctx context.Context, known *map[K]R, id K, read func(context.Context, K) (R, error)) (R, error) {
+	if r, ok := (*known)[id]; ok {
+		return r, nil
+	}
+	r, err := read(ctx, id)
+	if err == nil {
+		keep(known, id, r)
+	}
+	return r, err
+}
+
+func keep[K comparable, R any](known *map[K]R, id K, r R) {
+	if *known == nil {
+		*known = map[K]R{}
+	}
+	(*known)[id] = r
 }
 
 func (e *Engine) measureAll(ctx context.Context, domains []disk.DomainID) (map[disk.DomainID]measured, error) {
@@ -210,7 +250,7 @@ func (e *Engine) disksPlace() journal.Handler[*store.Tx] {
 			for _, id := range a.Domains {
 				space[id] = e.space.last(id)
 			}
-			return e.place(ctx, tx, a.Order, c.Op.ID, space)
+			return e.place(ctx, tx, &resolved{}, a.Order, c.Op.ID, space)
 		},
 		act: func(ctx context.Context, c *journal.Call) error {
 			var a placeArgs

@@ -78,25 +78,33 @@ func (e *Engine) InstanceCreate(ctx context.Context, o api.Options, r api.Instan
 	d.request = request
 	var sur survey
 	err := e.store.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
-		if _, err := tx.Instances.One(ctx, store.Eq("name", r.Name)); err == nil {
-			return errs.New(errs.Exists, "instance.create", r.Name, "there is already an instance %q", r.Name)
-		}
-		if b.Disks, err = e.orders(ctx, tx, r.Disks, r.Pool); err != nil {
+		sur = survey{}
+		if b.Disks, err = e.orders(ctx, tx, &sur, r.Disks, r.Pool); err != nil {
 			return err
 		}
 		if r.ConfigDrive != nil {
-			if err := e.orderConfig(ctx, tx, &d, &b, r); err != nil {
+			if err := e.orderConfig(ctx, tx, &sur, &d, &b, r); err != nil {
 				return err
 			}
 		}
-		sur, err = surveyed(ctx, tx, b)
-		return err
+		if err := sur.complete(ctx, tx, b); err != nil || len(sur.missing) == 0 {
+			return err
+		}
+		// The name is taken only after bases were fetched: better refused now.
+		_, err = tx.Instances.One(ctx, store.Eq("name", r.Name))
+		if err == nil {
+			return errs.New(errs.Exists, "instance.create", r.Name, "there is already an instance %q", r.Name)
+		}
+		return ignore(errs.NotFound, err)
 	})
-	if err != nil {
-		e.configs.drop(d.id)
-		return api.Outcome{}, err
+	var out api.Outcome
+	if err == nil {
+		out, err = e.submitBuild(ctx, o, d, b, sur)
 	}
-	return e.submitBuild(ctx, o, d, b, sur)
+	if err != nil || o.DryRun {
+		e.configs.drop(d.id)
+	}
+	return out, err
 }
 
 // recorded is the request as the journal keeps it: a config drive's files may
@@ -115,13 +123,13 @@ func recorded(r api.InstanceCreate) api.InstanceCreate {
 	return r
 }
 
-func (e *Engine) orders(ctx context.Context, tx *store.Tx, specs []api.DiskSpec, pool string) ([]diskOrder, error) {
+func (e *Engine) orders(ctx context.Context, tx *store.Tx, sur *survey, specs []api.DiskSpec, pool string) ([]diskOrder, error) {
 	out := make([]diskOrder, 0, len(specs))
 	for _, s := range specs {
 		if s.Role == string(disk.RoleConfig) {
 			return nil, errs.New(errs.Invalid, "disk.create", s.Role, "a config drive is made from files, with its instance").WithHint("give config_drive instead of a disk")
 		}
-		o, err := e.order(ctx, tx, s, pool)
+		o, err := e.order(ctx, tx, sur, s, pool)
 		if err != nil {
 			return nil, err
 		}
@@ -131,12 +139,12 @@ func (e *Engine) orders(ctx context.Context, tx *store.Tx, specs []api.DiskSpec,
 }
 
 // orderConfig adds the config drive of a request to what is built.
-func (e *Engine) orderConfig(ctx context.Context, tx *store.Tx, d *draft, b *buildOrder, r api.InstanceCreate) error {
+func (e *Engine) orderConfig(ctx context.Context, tx *store.Tx, sur *survey, d *draft, b *buildOrder, r api.InstanceCreate) error {
 	req, spec, data, err := configOrder(r.ConfigDrive, b.Instance)
 	if err != nil {
 		return err
 	}
-	o, err := e.order(ctx, tx, spec, r.Pool)
+	o, err := e.order(ctx, tx, sur, spec, r.Pool)
 	if err != nil {
 		return err
 	}
