@@ -69,7 +69,7 @@ func readHeader(f strict.File, lim strict.Limits) (layout.Header, strict.Report,
 
 // readSector reads the header's sector, if that is what the file begins with.
 func readSector(f strict.File) (layout.Header, error) {
-	var b [4096]byte
+	var b [layout.Sector]byte
 	if f.Size == 0 {
 		return layout.Header{}, strict.Refuse(strict.Empty, "the file is empty")
 	}
@@ -77,7 +77,7 @@ func readSector(f strict.File) (layout.Header, error) {
 	if err := f.Read(b[:n], 0, "the header"); err != nil {
 		return layout.Header{}, err
 	}
-	h := layout.Decode(b[:layout.Sector])
+	h := layout.Decode(b[:])
 	switch {
 	case isText(b[:n]):
 		return h, strict.Refuse(strict.Format, "the file is only the descriptor of a VMDK, whose data is in other files").

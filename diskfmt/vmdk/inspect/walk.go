@@ -1,7 +1,6 @@
 package inspect
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 
@@ -77,7 +76,7 @@ func (w *walker) footer() error {
 	if foot.Size != 0 || foot.Type != layout.MarkFooter || foot.Value > 1 {
 		return strict.Refuse(strict.Corrupt, "the marker at 0x%x (value %d, size %d, type %d) is not the footer's", at, foot.Value, foot.Size, foot.Type)
 	}
-	if bytes.ContainsFunc(b[2*layout.Sector:], func(r rune) bool { return r != 0 }) {
+	if !isZero(b[2*layout.Sector:]) {
 		return strict.Refuse(strict.Corrupt, "the marker at 0x%x is not that of the end of the stream", at+2*layout.Sector)
 	}
 	h, err := checkFooter(w.h, b[layout.Sector:2*layout.Sector], at+layout.Sector)
@@ -227,15 +226,12 @@ func (w *walker) table(sector uint64, raw []byte, what string) error {
 func (w *walker) entries(t uint64, raw []byte) error {
 	for i := range uint64(layout.TableEntries) {
 		e := binary.LittleEndian.Uint32(raw[i*4:])
-		if e == 0 {
+		if e == 0 || e == 1 && w.h.Flags&layout.FlagZeroGrain != 0 {
 			continue
 		}
 		lba := (t*layout.TableEntries + i) * w.h.Grain
 		if lba >= w.h.Capacity {
 			return strict.Refuse(strict.Corrupt, "entry %d of the grain table at 0x%x is for sector %d, past the disk's %d", i, uint64(w.gd[t])*layout.Sector, lba, w.h.Capacity)
-		}
-		if e == 1 && w.h.Flags&layout.FlagZeroGrain != 0 {
-			continue
 		}
 		n, err := w.grain(e, lba)
 		if err != nil {
