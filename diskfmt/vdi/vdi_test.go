@@ -82,7 +82,7 @@ func write(t testing.TB, src diskfmt.Reader) []byte {
 	if err := vdi.Write(t.Context(), &out, src, options, nil); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := vdi.Size(src, options); err != nil || n != int64(out.Len()) {
+	if n, err := vdi.Size(t.Context(), src, options); err != nil || n != int64(out.Len()) {
 		t.Errorf("Size = %d, %v; Write wrote %d", n, err, out.Len())
 	}
 	return out.Bytes()

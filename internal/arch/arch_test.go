@@ -49,7 +49,7 @@ var may = []struct {
 	{"diskfmt/vhd", "diskfmt diskfmt/internal/blocks diskfmt/vhd/internal/layout errs"},
 	{"diskfmt/vhd/inspect", "diskfmt diskfmt/strict diskfmt/vhd/internal/layout errs"},
 	{"diskfmt/vdi/internal/layout", ""},
-	{"diskfmt/vdi", "diskfmt diskfmt/vdi/internal/layout errs"},
+	{"diskfmt/vdi", "diskfmt diskfmt/internal/blocks diskfmt/vdi/internal/layout errs"},
 	{"diskfmt/vdi/inspect", "diskfmt/internal/blockmap diskfmt/strict diskfmt/vdi/internal/layout errs"},
 	{"diskfmt/vmdk/internal/layout", ""},
 	{"diskfmt/vmdk", "diskfmt diskfmt/vmdk/internal/layout errs"},
