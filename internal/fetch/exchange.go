@@ -156,6 +156,9 @@ func (c *Config) exchange(ctx context.Context, r request, at *url.URL, private b
 
 // late tells a wait that was cut short from one that took too long.
 func (c *Config) late(ctx, head context.Context, at *url.URL, err error) error {
+	if d, ok := ctx.Deadline(); ok && !time.Now().Before(d) {
+		return fail(errs.Cancelled, "cancelled: %w", context.DeadlineExceeded)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return fail(errs.Cancelled, "cancelled: %w", context.Cause(ctx))

@@ -142,6 +142,15 @@ func parseURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
+// join appends path elements to u; a u without a path has the root.
+func join(u *url.URL, elem ...string) *url.URL {
+	c := *u
+	if c.Path == "" {
+		c.Path = "/"
+	}
+	return c.JoinPath(elem...)
+}
+
 // nameOf is u for messages: without user information, query and fragment, any
 // of which may be a secret.
 func nameOf(u *url.URL) string {

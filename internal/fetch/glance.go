@@ -70,7 +70,7 @@ func Glance(ctx context.Context, cfg Config, cloud Cloud, source string) (*Image
 	if endpoint, err = s.endpoint(endpoint); err != nil {
 		return nil, errs.Wrap(err, op, name)
 	}
-	at := endpoint.JoinPath("v2", "images", id)
+	at := join(endpoint, "v2", "images", id)
 	name = "image " + id + " at " + nameOf(endpoint)
 	var r record
 	if _, err := s.cfg.call(ctx, request{method: http.MethodGet, url: at, private: s.header()}, maxRecord, &r); err != nil {
@@ -83,7 +83,7 @@ func Glance(ctx context.Context, cfg Config, cloud Cloud, source string) (*Image
 	if !strings.EqualFold(r.ID, id) {
 		return nil, errs.New(errs.Unavailable, op, name, "Glance answers with the record of another image")
 	}
-	i.ID, i.name, i.file, i.session = id, name, at.JoinPath("file"), s
+	i.ID, i.name, i.file, i.session = id, name, join(at, "file"), s
 	return i, nil
 }
 

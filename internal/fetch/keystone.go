@@ -85,7 +85,11 @@ func ParseClouds(b []byte) (map[string]Cloud, error) {
 	var file struct {
 		Clouds map[string]Cloud `yaml:"clouds"`
 	}
-	if err := yaml.Unmarshal(b, &file); err != nil {
+	err := yaml.UnmarshalWithOptions(b, &file, yaml.CustomUnmarshaler(text[string]), yaml.CustomUnmarshaler(text[Secret]))
+	if errors.Is(err, errNoText) {
+		return nil, errs.New(errs.Invalid, op, "clouds.yaml", "%v", errNoText).WithHint("put names, ids and secrets that look like numbers into quotes")
+	}
+	if err != nil {
 		// The text of a parser may quote a password.
 		var at yaml.Error
 		if errors.As(err, &at) && at.GetToken() != nil {
@@ -102,6 +106,26 @@ func ParseClouds(b []byte) (map[string]Cloud, error) {
 		}
 	}
 	return file.Clouds, nil
+}
+
+var errNoText = errors.New("a number, truth value or list stands where there must be text")
+
+// text takes a value that is text in YAML. An id of digits would otherwise
+// come out as another one, 0123 as 83.
+func text[T ~string](to *T, b []byte) error {
+	var v any
+	if err := yaml.Unmarshal(b, &v); err != nil {
+		return err
+	}
+	switch v := v.(type) {
+	case nil:
+		*to = ""
+	case string:
+		*to = T(v)
+	default:
+		return errNoText
+	}
+	return nil
 }
 
 func (c Cloud) check() error {
@@ -238,9 +262,9 @@ func (s *session) keystone(ctx context.Context, r request, path string) error {
 		return fail(errs.Invalid, "auth_url is not a URL with a scheme and a host")
 	}
 	base.User = nil
-	r.url = base.JoinPath("v3", path)
+	r.url = join(base, "v3", path)
 	if strings.HasSuffix(strings.TrimSuffix(base.Path, "/"), "/v3") {
-		r.url = base.JoinPath(path)
+		r.url = join(base, path)
 	}
 	type catalog []struct {
 		Type      string
@@ -258,7 +282,7 @@ func (s *session) keystone(ctx context.Context, r request, path string) error {
 	}
 	header, err := s.cfg.call(ctx, r, maxCatalog, &answer)
 	if err != nil {
-		return errs.Wrap(err, op, "Keystone at "+nameOf(base))
+		return err
 	}
 	if r.method == http.MethodPost {
 		s.token, s.expires = Secret(header.Get("X-Subject-Token")), answer.Token.Expires

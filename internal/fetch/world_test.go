@@ -58,10 +58,12 @@ func inWorld(t *testing.T, f func(t *testing.T, w *world)) {
 		w.ca, w.key = certificate(t, nil, nil, "test authority", time.Hour)
 		w.roots = x509.NewCertPool()
 		w.roots.AddCert(w.ca)
+		defer func() {
+			for _, p := range w.servers {
+				p.server.Close()
+			}
+		}()
 		f(t, w)
-		for _, p := range w.servers {
-			p.server.Close()
-		}
 	})
 }
 
@@ -73,7 +75,7 @@ func (w *world) config() Config {
 func (w *world) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	list, ok := w.names[host]
+	list, ok := w.names[strings.ToLower(host)]
 	if !ok {
 		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 	}
