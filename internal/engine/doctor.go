@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
@@ -51,8 +52,8 @@ type checkup struct {
 	report api.Report
 
 	guests   guestView
-	inUse    int // volumes that were not looked into because somebody has them
-	leases   int // unverified ones
+	inUse    atomic.Int64 // volumes that were not looked into because somebody has them
+	leases   int          // unverified ones
 	excluded map[disk.VolumeState]int
 }
 
@@ -128,8 +129,8 @@ func (c *checkup) note(format string, args ...any) {
 }
 
 func (c *checkup) noteVolumes() {
-	if c.inUse > 0 {
-		c.note("%d volumes are in use; their containers were not looked at", c.inUse)
+	if n := c.inUse.Load(); n > 0 {
+		c.note("%d volumes are in use; their containers were not looked at", n)
 	}
 	if c.leases > 0 {
 		c.note("%d leases were rebuilt from sidecars and are unverified: they block until QEMU's locks show no holder", c.leases)

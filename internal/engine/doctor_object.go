@@ -37,7 +37,7 @@ func (c *checkup) lookObject(ctx context.Context, a around, p *pool.Pool, first 
 	}
 	if a.lease != nil || c.e.exports.count(v.ID) > 0 {
 		if first {
-			c.inUse++
+			c.inUse.Add(1)
 		}
 		return fs, nil
 	}
@@ -116,7 +116,7 @@ func (c *checkup) lookContainer(ctx context.Context, a around, p *pool.Pool, obj
 		err := p.InUse(ctx, a.volume)
 		if errors.Is(err, errs.Busy) {
 			if first {
-				c.inUse++
+				c.inUse.Add(1)
 			}
 			f := found("I8", a.name(), "%s is attached to nothing on record, and %v", a.name(), message(err)).
 				advise("stop that program, or let it go on and take the lease: tarn disk attach %s", a.name())

@@ -6,7 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"runtime"
 	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
@@ -62,11 +66,18 @@ func optionally[R any](r R, err error) (*R, error) {
 	return &r, err
 }
 
+// shared are the records that many volumes have around them, or nil for what is
+// not there, as one transaction reads them.
+type shared struct {
+	pools map[disk.PoolID]*disk.Pool
+	bases map[disk.VolumeID]*disk.Volume
+}
+
 // surroundings collects the records around v.
-func surroundings(ctx context.Context, tx *store.Tx, v disk.Volume, w work) (a around, err error) {
+func surroundings(ctx context.Context, tx *store.Tx, v disk.Volume, w work, s shared) (a around, err error) {
 	a.volume = v
 	a.busy = w.operations[v.CreatedBy] || w.ids[string(v.ID)]
-	a.pool, err = optionally(tx.Pools.Get(ctx, v.PoolID))
+	a.pool, err = remember(s.pools, v.PoolID, func() (*disk.Pool, error) { return optionally(tx.Pools.Get(ctx, v.PoolID)) })
 	if err == nil && v.Kind == disk.KindBase && v.Content != "" {
 		a.images, _, err = tx.Images.List(ctx, store.Query{Where: []store.Where{store.Eq("content", v.Content), store.Eq("state", disk.ImageReady)}})
 	}
@@ -80,7 +91,8 @@ func surroundings(ctx context.Context, tx *store.Tx, v disk.Volume, w work) (a a
 		a.lease, err = leaseOf(ctx, tx, v.ID)
 	}
 	if err == nil && v.Backing != nil {
-		a.base, err = optionally(tx.Volumes.Get(ctx, v.Backing.VolumeID))
+		b := v.Backing.VolumeID
+		a.base, err = remember(s.bases, b, func() (*disk.Volume, error) { return optionally(tx.Volumes.Get(ctx, b)) })
 	}
 	if a.instance != nil {
 		a.busy = a.busy || w.ids[string(a.instance.ID)]
@@ -91,7 +103,8 @@ func surroundings(ctx context.Context, tx *store.Tx, v disk.Volume, w work) (a a
 	return a, err
 }
 
-// checkVolumes compares every volume with its record, a page at a time.
+// checkVolumes compares every volume with its record, a page at a time, and reads
+// the records of the next page meanwhile.
 func (c *checkup) checkVolumes(ctx context.Context) error {
 	var where []store.Where
 	if c.only != "" {
@@ -102,34 +115,56 @@ func (c *checkup) checkVolumes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for after := ""; ; {
-		var page []around
-		err := c.e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
-			page = nil
-			vols, next, err := tx.Volumes.List(ctx, store.Query{Where: where, After: after, Limit: doctorPage})
-			if err != nil {
+	read := make(chan []around)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer close(read)
+		return eachPage(ctx, c.e, where, w, func(page []around) error {
+			select {
+			case read <- page:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	})
+	g.Go(func() error {
+		for page := range read {
+			if err := c.checkPage(ctx, page); err != nil {
 				return err
 			}
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// eachPage calls do with the volumes that meet where, with the records around
+// them, a page at a time.
+func eachPage(ctx context.Context, e *Engine, where []store.Where, w work, do func([]around) error) error {
+	for after := ""; ; {
+		page, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]around, error) {
+			vols, next, err := tx.Volumes.List(ctx, store.Query{Where: where, After: after, Limit: doctorPage})
+			if err != nil {
+				return nil, err
+			}
 			after = next
-			page, err = gather(ctx, tx, vols, w)
-			return err
+			return gather(ctx, tx, vols, w)
 		})
-		if err != nil {
-			return err
+		if err == nil {
+			err = do(page)
 		}
-		if err := c.checkPage(ctx, page); err != nil {
+		if err != nil || after == "" {
 			return err
-		}
-		if after == "" {
-			return nil
 		}
 	}
 }
 
 func gather(ctx context.Context, tx *store.Tx, vols []disk.Volume, w work) ([]around, error) {
 	out := make([]around, 0, len(vols))
+	s := shared{map[disk.PoolID]*disk.Pool{}, map[disk.VolumeID]*disk.Volume{}}
 	for _, v := range vols {
-		a, err := surroundings(ctx, tx, v, w)
+		a, err := surroundings(ctx, tx, v, w, s)
 		if err != nil {
 			return nil, err
 		}
@@ -165,11 +200,41 @@ func (c *checkup) again(ctx context.Context, page []around) (out map[disk.Volume
 	return out, err
 }
 
+// oddOnes looks at the volumes of a page, at as many at once as there are CPUs,
+// and returns those that look wrong, in the order of the page.
+func (c *checkup) oddOnes(ctx context.Context, page []around) ([]around, error) {
+	wrong := make([]bool, len(page))
+	g, looking := errgroup.WithContext(ctx)
+	var turn atomic.Int64
+	for range runtime.GOMAXPROCS(0) {
+		g.Go(func() error {
+			for {
+				i := int(turn.Add(1)) - 1
+				if i >= len(page) || looking.Err() != nil {
+					return looking.Err()
+				}
+				fs, err := c.look(looking, page[i], true)
+				if err != nil {
+					return err
+				}
+				wrong[i] = len(fs) > 0
+			}
+		})
+	}
+	err := g.Wait()
+	var odd []around
+	for i, a := range page {
+		if wrong[i] {
+			odd = append(odd, a)
+		}
+	}
+	return odd, err
+}
+
 // checkPage looks at the volumes of a page and, at those that look wrong, once
 // more, between two looks at the records. What changed in between, or is being
 // worked on, is not reported: the next run will see it.
 func (c *checkup) checkPage(ctx context.Context, page []around) error {
-	var odd []around
 	for _, a := range page {
 		if a.lease != nil && a.lease.State == disk.LeaseUnverified {
 			c.leases++
@@ -177,13 +242,10 @@ func (c *checkup) checkPage(ctx context.Context, page []around) error {
 		if a.out() {
 			c.excluded[a.volume.State]++
 		}
-		fs, err := c.look(ctx, a, true)
-		if err != nil {
-			return err
-		}
-		if len(fs) > 0 {
-			odd = append(odd, a)
-		}
+	}
+	odd, err := c.oddOnes(ctx, page)
+	if err != nil {
+		return err
 	}
 	if len(odd) == 0 {
 		return ctx.Err()
