@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/diskfmt/internal/blocks/blockstest"
 	"github.com/tarn-storage/tarn/diskfmt/internal/doortest"
 	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/diskfmt/vhd"
@@ -37,67 +38,6 @@ func qemu(t testing.TB, name string, args ...string) string {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
 	return string(out)
-}
-
-// disk is a sparse source: pieces of data, each an extent, between zeroes.
-type disk struct {
-	size   int64
-	pieces []diskfmt.Extent
-	kind   diskfmt.ExtentKind // of what is in no piece; 0 means Zero
-}
-
-func (d disk) Size() int64 { return d.size }
-
-func (d disk) Extent(off int64) (diskfmt.Extent, error) {
-	kind := d.kind
-	if kind == 0 {
-		kind = diskfmt.Zero
-	}
-	e := diskfmt.Extent{Offset: off, Length: d.size - off, Kind: kind}
-	for _, p := range d.pieces {
-		switch {
-		case off >= p.Offset && off < p.End():
-			return diskfmt.Extent{Offset: off, Length: p.End() - off, Kind: diskfmt.Data}, nil
-		case p.Offset > off && p.Offset < e.End():
-			e.Length = p.Offset - off
-		}
-	}
-	return e, nil
-}
-
-func (d disk) ReadAt(p []byte, off int64) (int, error) {
-	n := int(min(int64(len(p)), d.size-off))
-	clear(p[:n])
-	for _, x := range d.pieces {
-		for at := max(off, x.Offset); at < min(off+int64(n), x.End()); at++ {
-			p[at-off] = byte(at>>9)*7 + 1
-		}
-	}
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
-}
-
-// scattered makes a disk with n pieces of data.
-func scattered(size int64, n int) disk {
-	rng := rand.New(rand.NewPCG(uint64(size), uint64(n)))
-	d := disk{size: size}
-	for range n {
-		off := rng.Int64N(size) / 512 * 512
-		d.pieces = append(d.pieces, diskfmt.Extent{Offset: off, Length: min(int64(1+rng.IntN(100))*512, size-off), Kind: diskfmt.Data})
-	}
-	d.pieces = append(d.pieces, diskfmt.Extent{Offset: size - 512, Length: 512, Kind: diskfmt.Data})
-	return d
-}
-
-func all(t testing.TB, r diskfmt.Reader) []byte {
-	t.Helper()
-	b, err := io.ReadAll(io.NewSectionReader(r, 0, r.Size()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
 }
 
 func write(t testing.TB, src diskfmt.Reader, o vhd.Options) []byte {
@@ -147,7 +87,7 @@ func TestWriteKeepsSizeAndBytes(t *testing.T) {
 	for _, o := range []vhd.Options{{Type: vhd.Fixed}, {Type: vhd.Dynamic}} {
 		for _, size := range []int64{512, 34816, 1000448, 2 << 20, 2<<20 + 512, 4 << 20, 64<<20 - 512, 64 << 20} {
 			t.Run(fmt.Sprintf("%s-%d", o.Type, size), func(t *testing.T) {
-				src := scattered(size, 5)
+				src := blockstest.Scattered(size, 5)
 				b := write(t, src, o)
 				if n, err := vhd.Size(t.Context(), src, o); err != nil || n != int64(len(b)) {
 					t.Errorf("Size = %d, %v; %d were written", n, err, len(b))
@@ -156,7 +96,7 @@ func TestWriteKeepsSizeAndBytes(t *testing.T) {
 					t.Error("the same source and options gave other bytes")
 				}
 				_, rep, got := source(t, b)
-				want := all(t, src)
+				want := blockstest.All(t, src)
 				if rep.VirtualSize != size || !bytes.Equal(got, want) {
 					t.Errorf("read back %d bytes that are not the source's %d", rep.VirtualSize, size)
 				}
@@ -171,7 +111,7 @@ func TestWriteKeepsSizeAndBytes(t *testing.T) {
 }
 
 func TestWriteLargest(t *testing.T) {
-	src := scattered(vhd.MaxSize, 3)
+	src := blockstest.Scattered(vhd.MaxSize, 3)
 	b := write(t, src, vhd.Options{ID: [16]byte{1, 2, 3}, Time: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)})
 	if s, _, err := inspect.Open(t.Context(), bytes.NewReader(b), int64(len(b)), strict.Limits{}); err != nil || s.Size() != vhd.MaxSize {
 		t.Fatalf("Open: %v", err)
@@ -188,13 +128,13 @@ func TestWriteRefuses(t *testing.T) {
 		o    vhd.Options
 		want errs.Kind
 	}{
-		"no whole sectors":   {disk{size: 513}, vhd.Options{}, errs.Invalid},
-		"no bytes":           {disk{}, vhd.Options{}, errs.Invalid},
-		"too large":          {disk{size: vhd.MaxSize + 512}, vhd.Options{}, errs.Invalid},
-		"unknown type":       {disk{size: 512}, vhd.Options{Type: "differencing"}, errs.Invalid},
-		"backing":            {disk{size: 512, kind: diskfmt.Backing}, vhd.Options{}, errs.Invalid},
-		"backing, fixed":     {disk{size: 512, kind: diskfmt.Backing}, vhd.Options{Type: vhd.Fixed}, errs.Invalid},
-		"begins as a footer": {plain{cookie}, vhd.Options{Type: vhd.Fixed}, errs.Unsafe},
+		"no whole sectors":   {blockstest.Disk{Bytes: 513}, vhd.Options{}, errs.Invalid},
+		"no bytes":           {blockstest.Disk{}, vhd.Options{}, errs.Invalid},
+		"too large":          {blockstest.Disk{Bytes: vhd.MaxSize + 512}, vhd.Options{}, errs.Invalid},
+		"unknown type":       {blockstest.Disk{Bytes: 512}, vhd.Options{Type: "differencing"}, errs.Invalid},
+		"backing":            {blockstest.Disk{Bytes: 512, Kind: diskfmt.Backing}, vhd.Options{}, errs.Invalid},
+		"backing, fixed":     {blockstest.Disk{Bytes: 512, Kind: diskfmt.Backing}, vhd.Options{Type: vhd.Fixed}, errs.Invalid},
+		"begins as a footer": {blockstest.Plain{Reader: cookie}, vhd.Options{Type: vhd.Fixed}, errs.Unsafe},
 	} {
 		err := vhd.Write(t.Context(), io.Discard, row.src, row.o, nil)
 		if errs.KindOf(err) != row.want {
@@ -203,51 +143,23 @@ func TestWriteRefuses(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := vhd.Write(ctx, io.Discard, scattered(1<<20, 1), vhd.Options{}, nil); !errors.Is(err, context.Canceled) {
+	if err := vhd.Write(ctx, io.Discard, blockstest.Scattered(1<<20, 1), vhd.Options{}, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("after cancel: got %v", err)
 	}
-	full := errors.New("no space")
-	for n := range 6 {
-		w := &failing{n, full}
-		err := vhd.Write(t.Context(), w, scattered(8<<20, 2), vhd.Options{}, nil)
-		if !errors.Is(err, full) {
-			t.Errorf("write %d fails: got %v", n, err)
-		}
+	for _, typ := range []vhd.Type{vhd.Fixed, vhd.Dynamic} {
+		blockstest.Failures(t, 3, func(w io.Writer) error {
+			return vhd.Write(t.Context(), w, blockstest.Scattered(8<<20, 2), vhd.Options{Type: typ}, nil)
+		})
 	}
-}
-
-// plain is a source that is all data.
-type plain struct{ *bytes.Reader }
-
-func (p plain) Extent(off int64) (diskfmt.Extent, error) {
-	return diskfmt.Extent{Offset: off, Length: p.Size() - off, Kind: diskfmt.Data}, nil
-}
-
-// failing is a writer whose n-th call fails.
-type failing struct {
-	n   int
-	err error
-}
-
-func (f *failing) Write(p []byte) (int, error) {
-	if f.n--; f.n < 0 {
-		return 0, f.err
-	}
-	return len(p), nil
 }
 
 func TestProgress(t *testing.T) {
 	for _, o := range []vhd.Options{{Type: vhd.Fixed}, {Type: vhd.Dynamic}} {
-		last := int64(0)
-		err := vhd.Write(t.Context(), io.Discard, scattered(7<<20, 3), o, func(done, total int64) {
-			if done < last || total != 7<<20 {
-				t.Errorf("%s: progress %d of %d after %d", o.Type, done, total, last)
-			}
-			last = done
-		})
-		if err != nil || last != 7<<20 {
-			t.Errorf("%s: ended at %d: %v", o.Type, last, err)
+		report, end := blockstest.Progress(t, 7<<20)
+		if err := vhd.Write(t.Context(), io.Discard, blockstest.Scattered(7<<20, 3), o, report); err != nil {
+			t.Error(err)
 		}
+		end()
 	}
 }
 
@@ -255,7 +167,7 @@ func TestProgress(t *testing.T) {
 // qemu-img reads it, and what it left out is reported as zeroes.
 func TestReadsWhatQemuWrites(t *testing.T) {
 	for _, size := range []int64{512, 1000448, 5 << 20, 64 << 20} {
-		raw := save(t, all(t, scattered(size, 4)))
+		raw := save(t, blockstest.All(t, blockstest.Scattered(size, 4)))
 		for _, opts := range []string{"subformat=dynamic", "subformat=fixed", "subformat=dynamic,force_size=on", "subformat=fixed,force_size=on"} {
 			t.Run(fmt.Sprintf("%d-%s", size, opts), func(t *testing.T) {
 				name := filepath.Join(t.TempDir(), "disk.vhd")
@@ -302,7 +214,7 @@ func TestReadsWhatQemuGuestsWrite(t *testing.T) {
 }
 
 func TestHolesAreReported(t *testing.T) {
-	b := write(t, disk{size: 100 << 20, pieces: []diskfmt.Extent{{Offset: 50 << 20, Length: 512}}}, vhd.Options{})
+	b := write(t, blockstest.Disk{Bytes: 100 << 20, Pieces: []diskfmt.Extent{{Offset: 50 << 20, Length: 512}}}, vhd.Options{})
 	s, rep, _ := source(t, b)
 	var got []diskfmt.Extent
 	for off := int64(0); off < s.Size(); off = got[len(got)-1].End() {
