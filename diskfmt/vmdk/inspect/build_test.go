@@ -175,7 +175,7 @@ func drain(t testing.TB, r io.Reader) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	disk := make([]byte, min(rep.VirtualSize, 8<<20))
+	disk := make([]byte, min(rep.VirtualSize, 256<<10))
 	for {
 		g, err := s.Next(t.Context(), nil)
 		if err == io.EOF {

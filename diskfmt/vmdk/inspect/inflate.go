@@ -1,12 +1,9 @@
 package inspect
 
 import (
-	"bytes"
-	"io"
 	"sync"
 
-	"github.com/klauspost/compress/zlib"
-
+	"github.com/tarn-storage/tarn/diskfmt/inflate"
 	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/diskfmt/vmdk/internal/layout"
 )
@@ -19,8 +16,9 @@ var grains sync.Pool
 // the disk has left: both are written for the last one.
 func unpack(p []byte, skip int64, packed []byte, h *layout.Header, lba, at uint64) error {
 	whole, left := int(h.GrainBytes()), int(min(h.Grain, h.Capacity-lba)*layout.Sector)
+	direct := skip == 0 && len(p) == whole
 	dst := p
-	if len(p) != whole || skip != 0 {
+	if !direct {
 		buf, _ := grains.Get().(*[]byte)
 		if buf == nil || len(*buf) < whole {
 			b := make([]byte, whole)
@@ -29,55 +27,15 @@ func unpack(p []byte, skip int64, packed []byte, h *layout.Header, lba, at uint6
 		defer grains.Put(buf)
 		dst = (*buf)[:whole]
 	}
-	n, err := inflate(dst, packed, at)
+	_, err := inflate.Zlib(dst, packed)
+	if err != nil && left < whole {
+		_, err = inflate.Zlib(dst[:left], packed)
+	}
 	if err != nil {
-		return err
+		return strict.Refuse(strict.Corrupt, "the compressed grain at 0x%x does not give a grain of %d bytes: %v", at, left, err)
 	}
-	if n != whole && n != left {
-		return strict.Refuse(strict.Corrupt, "the compressed grain at 0x%x has %d bytes, not %d", at, n, left)
-	}
-	if &dst[0] != &p[0] {
-		copy(p, dst[skip:n])
+	if !direct {
+		copy(p, dst[skip:left])
 	}
 	return nil
-}
-
-// inflater is a decompressor with its input.
-type inflater struct {
-	in bytes.Reader
-	z  io.ReadCloser
-}
-
-var inflaters = sync.Pool{New: func() any { return new(inflater) }}
-
-// inflate decompresses a grain into dst and returns how many bytes it has. More
-// than dst holds, a wrong checksum and an early end are CORRUPT. at is where the
-// grain is in the file, for messages.
-func inflate(dst, packed []byte, at uint64) (int, error) {
-	f := inflaters.Get().(*inflater)
-	defer inflaters.Put(f)
-	f.in.Reset(packed)
-	var err error
-	if f.z == nil {
-		f.z, err = zlib.NewReader(&f.in)
-	} else {
-		err = f.z.(zlib.Resetter).Reset(&f.in, nil)
-	}
-	n := 0
-	for err == nil && n < len(dst) {
-		var k int
-		k, err = f.z.Read(dst[n:])
-		n += k
-	}
-	if err == nil { // the checksum is compared at the end
-		var one [1]byte
-		var k int
-		if k, err = f.z.Read(one[:]); k > 0 {
-			return n, strict.Refuse(strict.Corrupt, "the compressed grain at 0x%x has more than %d bytes", at, len(dst))
-		}
-	}
-	if err != io.EOF {
-		return n, strict.Refuse(strict.Corrupt, "the compressed grain at 0x%x is broken: %v", at, err)
-	}
-	return n, nil
 }
