@@ -123,6 +123,17 @@ func (d *dir) create(name string) (f *os.File, err error) {
 	return f, err
 }
 
+// createAnew makes the file name in place of one that has the name.
+func (d *dir) createAnew(name string) (*os.File, error) {
+	f, err := d.create(name)
+	if errors.Is(err, unix.EEXIST) {
+		if err = d.remove(name); err == nil {
+			f, err = d.create(name)
+		}
+	}
+	return f, err
+}
+
 // stat looks at name itself, not through it.
 func (d *dir) stat(name string) (unix.Statx_t, error) {
 	var st unix.Statx_t
@@ -176,10 +187,7 @@ func (d *dir) publish(name string, to *dir, newName string) error {
 
 // writeFile makes or replaces name with data, synced, but not its entry.
 func (d *dir) writeFile(name string, data []byte) error {
-	if err := d.remove(name); err != nil { // a new inode: never a second fsync of a failed one
-		return err
-	}
-	f, err := d.create(name)
+	f, err := d.createAnew(name) // a new inode: never a second fsync of a failed one
 	if err != nil {
 		return err
 	}

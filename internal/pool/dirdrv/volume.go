@@ -19,12 +19,11 @@ import (
 
 // Create implements driver.Driver.
 func (p *pool) Create(ctx context.Context, s driver.Spec) error {
-	return p.stage(ctx, "volume.create", s, func(*os.File) error { return nil })
+	return p.stage(ctx, "volume.create", s, nil)
 }
 
-// stage makes a staged volume. It gets its name when it is complete, so that a
-// half-made one is never taken for one that Create returned nil for. fill puts
-// the content in before the size is set.
+// stage makes a staged volume. fill, which may be nil, puts the content in
+// before the size is set.
 func (p *pool) stage(ctx context.Context, op string, s driver.Spec, fill func(f *os.File) error) error {
 	id := string(s.ID)
 	if err := checkID(op, s.ID); err != nil {
@@ -36,47 +35,76 @@ func (p *pool) stage(ctx context.Context, op string, s driver.Spec, fill func(f 
 	if err := ctx.Err(); err != nil {
 		return failed(op, id, err)
 	}
-	if st, err := p.tmp.stat(id); err == nil {
-		if int64(st.Size) != s.Size {
-			return errs.New(errs.Exists, op, id, "the volume exists with %d bytes, not %d", st.Size, s.Size)
-		}
-		return nil
-	} else if !isNotExist(err) {
-		return failed(op, id, err)
+	var err error
+	if s.Size == 0 && fill == nil {
+		err = p.makeEmpty(id)
+	} else {
+		err = p.make(id, s, fill)
 	}
-	err := p.make(id, s, fill)
-	if err != nil {
-		_ = p.tmp.remove(id + partSuffix)
+	if errors.Is(err, unix.EEXIST) {
+		return failed(op, id, p.madeBefore(op, s))
 	}
 	return failed(op, id, err)
 }
 
-func (p *pool) make(id string, s driver.Spec, fill func(f *os.File) error) error {
-	if err := p.tmp.remove(id + partSuffix); err != nil {
-		return err
+// makeEmpty makes a container that grows as it is written: it is complete once
+// it is there, but for its owner, which madeBefore sees to as well.
+func (p *pool) makeEmpty(id string) error {
+	f, err := p.tmp.create(id)
+	if err == nil {
+		defer f.Close()
+		err = p.chown(f, p.owner.UID, p.owner.GID)
 	}
-	f, err := p.tmp.create(id + partSuffix)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		_ = p.tmp.remove(id)
+	}
+	return err
+}
+
+// make makes a volume that gets its name when it is complete, so that a
+// half-made one is never taken for one that Create returned nil for. What has
+// the name already stays, and the error is EEXIST.
+func (p *pool) make(id string, s driver.Spec, fill func(f *os.File) error) error {
+	part := id + partSuffix
+	f, err := p.tmp.createAnew(part)
+	if err == nil {
+		defer f.Close()
+		err = p.chown(f, p.owner.UID, p.owner.GID)
+	}
+	if err == nil && fill != nil {
+		err = fill(f)
+	}
+	if err == nil && s.Size > 0 {
+		err = faults.Do(faults.Ioctl, "truncate "+id, func() error { return f.Truncate(s.Size) })
+	}
+	if err == nil && s.Prealloc && s.Size > 0 {
+		err = allocate(f, s.Size)
+	}
+	if err == nil {
+		err = p.tmp.publish(part, p.tmp, id)
+	}
+	if err != nil {
+		_ = p.tmp.remove(part)
+	}
+	return err
+}
+
+// madeBefore answers a Create of a volume that is staged already: an earlier
+// one may have died between making it and giving it to its owner.
+func (p *pool) madeBefore(op string, s driver.Spec) error {
+	f, err := p.tmp.open(string(s.ID), unix.O_RDWR)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := p.chown(f, p.owner.UID, p.owner.GID); err != nil {
+	info, err := f.Stat()
+	if err != nil {
 		return err
 	}
-	if err := fill(f); err != nil {
-		return err
+	if info.Size() != s.Size {
+		return errs.New(errs.Exists, op, string(s.ID), "the volume exists with %d bytes, not %d", info.Size(), s.Size)
 	}
-	if s.Size > 0 {
-		if err := faults.Do(faults.Ioctl, "truncate "+id, func() error { return f.Truncate(s.Size) }); err != nil {
-			return err
-		}
-	}
-	if s.Prealloc && s.Size > 0 {
-		if err := allocate(f, s.Size); err != nil {
-			return err
-		}
-	}
-	return p.tmp.rename(id+partSuffix, p.tmp, id)
+	return p.chown(f, p.owner.UID, p.owner.GID)
 }
 
 // allocate claims the file's first size bytes.
@@ -169,9 +197,6 @@ func (p *pool) freeze(f *os.File) error {
 // moment a volume is without a sidecar.
 func (p *pool) name(op string, id disk.VolumeID, name string, sidecar []byte) error {
 	staged := string(id) + sidecarSuffix
-	if err := p.free(op, name); err != nil {
-		return err
-	}
 	if err := p.tmp.writeFile(staged, sidecar); err != nil {
 		return err
 	}
