@@ -115,6 +115,7 @@ type Call struct {
 	Op   *Operation
 	Step *Step
 
+	handed   any
 	progress func(done, total int64, unit string)
 	save     func(ctx context.Context, cursor any) error
 	idle     func(wait func() error) error
@@ -193,6 +194,12 @@ func (c *Call) Args(v any) error {
 	}
 	return nil
 }
+
+// Hand gives v to the Commit that follows, as it is: it is not persisted.
+func (c *Call) Hand(v any) { c.handed = v }
+
+// Handed returns what Act gave to Commit.
+func (c *Call) Handed() any { return c.handed }
 
 // SetOutput keeps v for Commit and for later steps; it is persisted with the
 // step's done-mark.

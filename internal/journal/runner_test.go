@@ -163,6 +163,17 @@ func TestTransactions(t *testing.T) {
 	}
 }
 
+func TestHandedToCommitOnly(t *testing.T) {
+	b := newBench(t, newFiles(t))
+	var got any
+	b.a.act = func(_ context.Context, c *journal.Call) error { c.Hand(7); return nil }
+	b.a.commit = func(c *journal.Call) error { got = c.Handed(); return nil }
+	b.b.commit = func(c *journal.Call) error { expect(t, "what another step left", c.Handed(), nil); return nil }
+	expect(t, "end", b.wait(t, b.submit(t, "a", "b")).State, journal.Done)
+	expect(t, "handed to Commit", got, any(7))
+	expect(t, "persisted output", string(b.rows.content(t).Operations[0].Steps[0].Output), "")
+}
+
 func TestOutputAndResult(t *testing.T) {
 	b := newBench(t, newFiles(t))
 	b.a.act = func(_ context.Context, c *journal.Call) error { return c.SetOutput(map[string]int{"size": 7}) }
