@@ -298,7 +298,7 @@ func (e *Engine) place(ctx context.Context, tx *store.Tx, seen *resolved, b buil
 			return err
 		}
 		existing = append(existing, d.disk)
-		e.planned.put(d.volume.ID, making{diskRecords{pool: d.pool, volume: d.volume, disk: d.disk, instance: b.Instance}, d.base})
+		e.planned.put(d.volume.ID, making{diskRecords: diskRecords{pool: d.pool, volume: d.volume, disk: d.disk, instance: b.Instance}, base: d.base})
 	}
 	return nil
 }
@@ -306,7 +306,8 @@ func (e *Engine) place(ctx context.Context, tx *store.Tx, seen *resolved, b buil
 // making is what the making of one volume needs to know.
 type making struct {
 	diskRecords
-	base *disk.Volume
+	base  *disk.Volume
+	first bool // nothing was done yet to make it
 }
 
 // plans keeps, from the deciding transaction until the volume is made, what

@@ -71,13 +71,11 @@ func (e *Engine) volumeCreate() journal.Handler[*store.Tx] {
 			if err != nil {
 				return errs.Wrap(err, "disk.create", r.instance.Name+"/"+r.disk.Name)
 			}
-			return c.SetOutput(v)
+			c.Hand(v)
+			return nil
 		},
 		commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
-			var v disk.Volume
-			if err := c.Output(&v); err != nil {
-				return err
-			}
+			v := c.Handed().(disk.Volume)
 			if err := tx.Volumes.Update(ctx, v); err != nil {
 				return err
 			}
@@ -119,6 +117,7 @@ func (e *Engine) forgetUnmade(ctx context.Context, tx *store.Tx, c *journal.Call
 // toMake returns what the making of volume id needs to know.
 func (e *Engine) toMake(ctx context.Context, id disk.VolumeID) (making, error) {
 	if m, ok := e.planned.take(id); ok {
+		m.first = true
 		return m, nil
 	}
 	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (m making, err error) {
@@ -161,7 +160,7 @@ func (e *Engine) CreateFromImage(ctx context.Context, c *journal.Call, r making)
 	if made.Method != plan.Overlay {
 		r.volume.Backing = nil // the reference guarded the base while it is read
 	}
-	return p.Create(ctx, e.finished(r.diskRecords), pool.Making{Method: made.Method, Base: r.base, Prealloc: r.disk.Prealloc == "full",
+	return p.Create(ctx, e.finished(r.diskRecords), pool.Making{Method: made.Method, First: r.first, Base: r.base, Prealloc: r.disk.Prealloc == "full",
 		Progress: func(done, total int64) { c.Progress(done, total, "bytes") }})
 }
 
@@ -172,7 +171,7 @@ func (e *Engine) CreateFromFunc(ctx context.Context, c *journal.Call, r making, 
 	if err != nil {
 		return r.volume, err
 	}
-	m := pool.Making{Method: plan.Blank, Prealloc: r.disk.Prealloc == "full"}
+	m := pool.Making{Method: plan.Blank, First: r.first, Prealloc: r.disk.Prealloc == "full"}
 	if g.Kind != generate.Blank {
 		m.Method = plan.Generate
 		m.Fill = func(ctx context.Context, dev driver.Device) error { return e.fill(ctx, c, p, r.diskRecords, g, dev) }

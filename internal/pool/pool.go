@@ -75,6 +75,7 @@ type Fill func(ctx context.Context, dev driver.Device) error
 // for the methods that need one, and what fills a generated one.
 type Making struct {
 	Method   plan.Method
+	First    bool // no earlier call can have left anything staged
 	Base     *disk.Volume
 	Prealloc bool
 	Fill     Fill
@@ -94,8 +95,10 @@ func (p *Pool) Create(ctx context.Context, s disk.Sidecar, m Making) (disk.Volum
 		}
 		return p.finishAgain(ctx, s)
 	}
-	if err := p.Discard(ctx, s.Volume.ID); err != nil {
-		return s.Volume, err
+	if !m.First {
+		if err := p.Discard(ctx, s.Volume.ID); err != nil {
+			return s.Volume, err
+		}
 	}
 	if err := p.stage(ctx, s.Volume, m); err != nil {
 		return s.Volume, err
