@@ -33,6 +33,7 @@ var may = []struct {
 	{"diskfmt/diskfmttest", "diskfmt"},
 	{"diskfmt/strict", "diskfmt errs"},
 	{"diskfmt/inflate", ""},
+	{"diskfmt/unpack", "diskfmt/strict"},
 	{"internal/config", "errs"},
 
 	{"diskfmt/raw", "diskfmt errs"},
