@@ -52,6 +52,7 @@ type checkup struct {
 	report api.Report
 
 	guests   guestView
+	there    []string     // the objects of the pool that checkStrays is at
 	inUse    atomic.Int64 // volumes that were not looked into because somebody has them
 	leases   int          // unverified ones
 	excluded map[disk.VolumeState]int

@@ -35,39 +35,36 @@ func pages[K ~string, R any](ctx context.Context, e *Engine, table func(*store.T
 // checkReferences looks for records that refer to volumes that are not there.
 func (c *checkup) checkReferences(ctx context.Context) error {
 	var fs []finding
-	err := pages(ctx, c.e, func(tx *store.Tx) store.Table[disk.DiskID, disk.Disk] { return tx.Disks }, func(ctx context.Context, tx *store.Tx, rows []disk.Disk) error {
-		for _, d := range rows {
-			v, err := optionally(tx.Volumes.Get(ctx, d.VolumeID))
+	err := c.e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		fs = nil
+		disks, leases, err := tx.Dangling(ctx)
+		for _, id := range disks {
 			if err != nil {
 				return err
 			}
-			if v == nil {
-				fs = append(fs, found("I1", d.Serial, "disk %s (%s) has volume %s, which is not on record", d.Name, d.Serial, d.VolumeID).
-					advise("if its pool still holds the volume: tarn pool delete POOL --keep-data, then tarn pool import"))
-			}
+			var d disk.Disk
+			d, err = tx.Disks.Get(ctx, id)
+			fs = append(fs, found("I1", d.Serial, "disk %s (%s) has volume %s, which is not on record", d.Name, d.Serial, d.VolumeID).
+				advise("if its pool still holds the volume: tarn pool delete POOL --keep-data, then tarn pool import"))
 		}
-		return nil
+		for _, id := range leases {
+			if err != nil {
+				return err
+			}
+			var l disk.Lease
+			l, err = tx.Leases.Get(ctx, id)
+			fs = append(fs, found("I8", string(id), "a lease of host %s is for volume %s, which is not on record", l.HostID, id).
+				repair("removes the lease, which guards nothing", func(ctx context.Context) (string, error) {
+					return "removed the lease, which guarded nothing", c.e.store.Update(ctx, func(ctx context.Context, tx *store.Tx) error { return tx.Leases.Delete(ctx, id) })
+				}))
+		}
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	err = pages(ctx, c.e, func(tx *store.Tx) store.Table[disk.VolumeID, disk.Lease] { return tx.Leases }, func(ctx context.Context, tx *store.Tx, rows []disk.Lease) error {
-		for _, l := range rows {
-			v, err := optionally(tx.Volumes.Get(ctx, l.VolumeID))
-			if err != nil {
-				return err
-			}
-			if v == nil {
-				fs = append(fs, found("I8", string(l.VolumeID), "a lease of host %s is for volume %s, which is not on record", l.HostID, l.VolumeID).
-					repair("removes the lease, which guards nothing", func(ctx context.Context) (string, error) {
-						return "removed the lease, which guarded nothing", c.e.store.Update(ctx, func(ctx context.Context, tx *store.Tx) error { return tx.Leases.Delete(ctx, l.VolumeID) })
-					}))
-			}
-		}
-		return nil
-	})
 	c.add(ctx, fs...)
-	return err
+	return nil
 }
 
 // checkImages looks for images that nobody is importing, or that are nowhere.

@@ -88,6 +88,7 @@ func (c *checkup) checkObjects(ctx context.Context, r disk.Pool, p *pool.Pool) e
 		}
 		names = append(names, obj.Name)
 	}
+	c.there = names
 	err := inBatches(names, func(batch []string) error {
 		strays, err := c.unknown(ctx, r, batch)
 		for _, name := range strays {
@@ -204,10 +205,17 @@ func (e *Engine) adoptable(ctx context.Context, p *pool.Pool, s disk.Sidecar) er
 // checkSidecars looks for sidecars that lie beside nothing and belong to no
 // record.
 func (c *checkup) checkSidecars(ctx context.Context, r disk.Pool, p *pool.Pool) error {
+	beside := make(map[string]bool, len(c.there))
+	for _, name := range c.there {
+		beside[name] = true
+	}
 	var lone []string
 	for rec, err := range p.Sidecars(ctx) {
 		if rec.Name == "" && err != nil {
 			return err
+		}
+		if beside[rec.Name] {
+			continue
 		}
 		if _, err := p.Describe(ctx, driver.Ref{Name: rec.Name}); errors.Is(err, errs.NotFound) {
 			lone = append(lone, rec.Name)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"reflect"
 	"slices"
 	"sync"
 
@@ -82,7 +83,10 @@ func described(s disk.Sidecar) disk.Sidecar {
 	return s
 }
 
-func sameSidecar(a, b disk.Sidecar) bool { return sameJSON(described(a), described(b)) }
+func sameSidecar(a, b disk.Sidecar) bool {
+	a, b = described(a), described(b)
+	return reflect.DeepEqual(a, b) || sameJSON(a, b) // equal values need not be written out
+}
 
 // renewSidecar writes what the records say of volume id beside it, under a new
 // generation.

@@ -297,6 +297,18 @@ func testQueries(t *testing.T, place Place) {
 	})
 }
 
+func testDangling(t *testing.T, place Place) {
+	s := seeded(t, place)
+	view(t, s, func(ctx context.Context, tx *store.Tx) error {
+		have, err := tx.Disks.Count(ctx)
+		disks, leases, derr := tx.Dangling(ctx)
+		if have == 0 || len(disks) > 0 || len(leases) > 0 {
+			t.Errorf("of %d disks %q refer to no volume, and so do the leases %q; want none", have, disks, leases)
+		}
+		return errors.Join(err, derr)
+	})
+}
+
 func testPaging(t *testing.T, place Place) {
 	s := seeded(t, place)
 	const total = 25

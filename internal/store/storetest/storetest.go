@@ -29,6 +29,7 @@ func Run(t *testing.T, place Place) {
 		{"failed statement leaves the transaction usable", testFailedStatement},
 		{"queries", testQueries},
 		{"paging", testPaging},
+		{"references", testDangling},
 		{"sums", testSums},
 		{"sums of a random history", testSumsAgree},
 		{"operation rows", testOperationRows},
