@@ -195,7 +195,9 @@ func (r *Runner[T]) commit(t *task, i int, c *Call) error {
 		}
 		return nil
 	}
+	output, result := c.Step.Output, c.Op.Result
 	effect := func(ctx context.Context, tx T, op *Operation) error {
+		c.Step.Output, c.Op.Result = output, result // what an earlier run changed is undone
 		err := h.Commit(ctx, tx, c)
 		op.Steps[i].Output, op.Result = c.Step.Output, c.Op.Result
 		return err
