@@ -74,10 +74,12 @@ func (tx *Tx) NextGeneration(ctx context.Context, name string) (int64, error) {
 	return n, err
 }
 
-// writes refuses a read transaction; it guards writing statements that return rows.
+// writes refuses a read transaction; it comes before writing statements that
+// return rows.
 func (tx *Tx) writes(ctx context.Context) error {
 	_, err := tx.enter(ctx, true)
 	if err == nil {
+		tx.dirty = true
 		tx.mu.Unlock()
 	}
 	return err

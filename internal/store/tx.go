@@ -33,6 +33,7 @@ type Tx struct {
 	write  bool
 	ended  bool
 	events bool // an event was emitted
+	dirty  bool // something was written
 
 	// spoiled is the failure of a statement outside of a savepoint where that
 	// makes the engine turn the later commit into a silent rollback.
@@ -95,14 +96,16 @@ func (tx *Tx) exec(ctx context.Context, text string, args ...any) (n int64, err 
 		return 0, err
 	}
 	defer tx.mu.Unlock()
-	if !tx.engine.Savepoints {
-		n, err = tx.conn.exec(ctx, text, args...)
-		return n, tx.note(err)
-	}
-	err = tx.conn.savepoint(ctx, "statement", func() error {
+	run := func() error {
 		n, err = tx.conn.exec(ctx, text, args...)
 		return err
-	})
+	}
+	if tx.engine.Savepoints {
+		err = tx.conn.savepoint(ctx, "statement", run)
+	} else {
+		err = run()
+	}
+	tx.dirty = tx.dirty || err == nil
 	return n, tx.note(err)
 }
 

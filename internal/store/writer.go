@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"runtime"
 
 	"github.com/tarn-storage/tarn/errs"
@@ -14,9 +15,14 @@ const maxBatch = 256
 // batch is the transactions that share one commit.
 type batch struct {
 	requests []*request
-	ran      int // how many of them were run in this attempt
-	kept     int // how many of those are part of the open transaction
+	ran      int  // how many of them were run in this attempt
+	kept     int  // how many of those are part of the open transaction
+	guarded  bool // each is run behind a savepoint
 }
+
+// errAgain says that a function failed which had written, and that the functions
+// before it, whose work was undone with its own, must be run again.
+var errAgain = errors.New("the batch must be run again")
 
 // run serves the queue until it is closed. It is the only goroutine that uses
 // the writing connection. A function that ends the goroutine it runs on (as a
@@ -53,9 +59,6 @@ func (s *Store) commit(b *batch) {
 	}
 	err := s.attempt(b, true)
 	if err != nil && s.makeRoom(err) {
-		for _, r := range b.requests {
-			r.err = nil
-		}
 		err = s.attempt(b, false)
 	}
 	if s.engine.class(err) == Failed {
@@ -65,13 +68,33 @@ func (s *Store) commit(b *batch) {
 }
 
 // attempt runs the functions of a batch and commits. Its error is that of the
-// transaction; what went wrong in one function only is in its request.
+// transaction; what went wrong in one function only is in its request. Few
+// functions fail after they have written, so at first nothing guards the others
+// of the batch from that; when it happens the batch is run again, once, with a
+// savepoint for each.
 func (s *Store) attempt(b *batch, join bool) error {
 	ctx := context.WithoutCancel(b.requests[0].ctx)
+	b.guarded = false
+	for {
+		err := s.runBatch(ctx, b, join)
+		if err == nil && b.kept > 0 {
+			return s.commitOpen(ctx)
+		}
+		s.rollback(ctx)
+		if !errors.Is(err, errAgain) {
+			return err
+		}
+		b.guarded = true
+	}
+}
+
+// runBatch runs the functions of a batch within one transaction, which it leaves
+// open.
+func (s *Store) runBatch(ctx context.Context, b *batch, join bool) error {
+	b.ran, b.kept = 0, 0
 	if err := s.begin(ctx); err != nil {
 		return err
 	}
-	b.ran, b.kept = 0, 0
 	for b.ran < len(b.requests) || join && s.join(b) {
 		r := b.requests[b.ran]
 		b.ran++
@@ -79,42 +102,42 @@ func (s *Store) attempt(b *batch, join bool) error {
 			continue
 		}
 		if err := s.one(ctx, b, r); err != nil {
-			s.rollback(ctx)
 			return err
 		}
 	}
-	if b.kept == 0 {
-		s.rollback(ctx)
-		return nil
-	}
-	return s.commitOpen(ctx)
+	return nil
 }
 
-// one runs one function so that its failure leaves the others of its batch
-// alone. Its error means that the whole transaction is lost.
+// one runs one function so that its failure leaves nothing of it and the others
+// of its batch alone. Its error means that the transaction is lost.
 func (s *Store) one(ctx context.Context, b *batch, r *request) error {
 	tx := newTx(s.writer, &s.engine, true)
-	if b.kept == 0 {
-		r.call(s, tx)
-		if r.err == nil {
-			b.kept++
-		}
-		if s.writer.fatal == nil && r.err != nil {
-			s.rollback(ctx)
-			return s.begin(ctx)
-		}
-		return s.writer.fatal
-	}
-	err := s.writer.savepoint(ctx, "request", func() error {
+	call := func() error {
 		r.call(s, tx)
 		return r.err
-	})
-	if r.err == nil && err == nil {
-		b.kept++
-	} else if r.err == nil {
-		return err
 	}
-	return s.writer.fatal
+	if b.guarded && b.kept > 0 {
+		err := s.writer.savepoint(ctx, "request", call)
+		if r.err == nil && err != nil {
+			return err
+		}
+		tx.dirty, tx.spoiled = false, nil
+	} else {
+		_ = call()
+	}
+	switch {
+	case s.writer.fatal != nil:
+		return s.writer.fatal
+	case r.err == nil:
+		b.kept++
+	case !tx.dirty && tx.spoiled == nil:
+	case b.kept == 0:
+		s.rollback(ctx)
+		return s.begin(ctx)
+	default:
+		return errAgain
+	}
+	return nil
 }
 
 // join adds a waiting request to the batch.

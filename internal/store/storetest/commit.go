@@ -43,9 +43,10 @@ func together(t *testing.T, s *store.Store, fns []func(context.Context, *store.T
 	t.Helper()
 	held, release := make(chan struct{}), make(chan struct{})
 	var all, about sync.WaitGroup
+	var once sync.Once // an update may run more than once
 	all.Go(func() {
 		err := s.Update(t.Context(), func(context.Context, *store.Tx) error {
-			close(held)
+			once.Do(func() { close(held) })
 			<-release
 			return nil
 		})
