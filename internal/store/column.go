@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,19 @@ type column struct {
 	codec
 	optional bool // the empty string is stored as NULL
 	word     bool // conditions write the value into the statement
+	constant bool // an update leaves it as it was inserted
+}
+
+// fixed marks a column that no update changes, so that no index over it is
+// written then.
+func (c column) fixed() column {
+	c.constant = true
+	return c
+}
+
+// changing returns the columns that an update writes, and the key.
+func changing(columns []column) []column {
+	return slices.DeleteFunc(columns, func(c column) bool { return c.constant })
 }
 
 // text binds a string field; the empty string is a value.

@@ -62,13 +62,11 @@ func free(ctx context.Context, tx *Tx, op journal.Operation, resource string) er
 		WithHint("wait for it: tarn operation wait %s", id)
 }
 
-// UpdateOperation writes op where id and fence match, else errs.Conflict. In a
-// final state it releases the Resources.
+// UpdateOperation writes op where id and fence match, else errs.Conflict: what an
+// operation comes to, not what it was submitted with (Kind, Subject, Key, Request,
+// Resources, Owner, CreatedAt). In a final state it releases the Resources.
 func (s *Store) UpdateOperation(ctx context.Context, tx *Tx, op journal.Operation) error {
-	columns := operations.columns(&op)
-	fence := slices.IndexFunc(columns, func(c column) bool { return c.name == "fence" })
-	text := fmt.Sprintf("%s AND fence = $%d", operations.updateSQL, fence+1)
-	n, err := tx.Operations.write(ctx, "update", text, columns)
+	n, err := tx.Operations.write(ctx, "update", updateFenced, &op, changing(operations.columns(&op)))
 	if err != nil {
 		return err
 	}
@@ -76,11 +74,21 @@ func (s *Store) UpdateOperation(ctx context.Context, tx *Tx, op journal.Operatio
 		return errs.New(errs.Conflict, "operation.update", string(op.ID),
 			"the operation does not belong to this run of the daemon (fence %d)", op.Fence)
 	}
-	if op.State.Final() {
-		_, err = tx.exec(ctx, "DELETE FROM operation_resources WHERE operation_id = $1", string(op.ID))
+	if !op.State.Final() {
+		return nil
 	}
-	return tx.failed("operation.update", string(op.ID), err)
+	for _, resource := range op.Resources {
+		_, err := tx.exec(ctx, "DELETE FROM operation_resources WHERE resource = $1 AND operation_id = $2", resource, string(op.ID))
+		if err != nil {
+			return tx.failed("operation.update", string(op.ID), err)
+		}
+	}
+	return nil
 }
+
+// updateFenced updates an operation where its fence is that of the record too.
+var updateFenced = fmt.Sprintf("%s AND fence = $%d", operations.updateSQL,
+	1+slices.IndexFunc(changing(operations.columns(new(journal.Operation))), func(c column) bool { return c.name == "fence" }))
 
 // Operation returns one row, or errs.NotFound.
 func (s *Store) Operation(ctx context.Context, tx *Tx, id journal.ID) (journal.Operation, error) {

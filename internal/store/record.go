@@ -87,13 +87,13 @@ var (
 
 	operations = newTable("operations", "operation", func(r *journal.Operation) []column {
 		return []column{
-			text("id", &r.ID), text("kind", &r.Kind), text("state", &r.State),
-			text("subject_type", &r.Subject.Type), text("subject_id", &r.Subject.ID), text("subject_name", &r.Subject.Name),
-			optional("key", &r.Key), document("request", &r.Request), document("result", &r.Result),
-			document("resources", &r.Resources), document("steps", &r.Steps), document("progress", &r.Progress),
+			text("id", &r.ID), text("kind", &r.Kind).fixed(), text("state", &r.State),
+			text("subject_type", &r.Subject.Type).fixed(), text("subject_id", &r.Subject.ID).fixed(), text("subject_name", &r.Subject.Name).fixed(),
+			optional("key", &r.Key).fixed(), document("request", &r.Request).fixed(), document("result", &r.Result),
+			document("resources", &r.Resources).fixed(), document("steps", &r.Steps), document("progress", &r.Progress),
 			document("error", &r.Error), flag("cancel", &r.Cancel), number("attempts", &r.Attempts),
-			text("owner", &r.Owner), number("fence", &r.Fence),
-			stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),
+			text("owner", &r.Owner).fixed(), number("fence", &r.Fence),
+			stamp("created_at", &r.CreatedAt).fixed(), stamp("updated_at", &r.UpdatedAt),
 		}
 	}).journal()
 )

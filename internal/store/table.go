@@ -51,19 +51,16 @@ type reference struct{ noun, table, column string }
 
 func newTable[R any](name, noun string, columns func(*R) []column, referrers ...reference) *table[R] {
 	t := &table[R]{name: name, noun: noun, columns: columns, byName: map[string]column{}, referrers: referrers}
-	var names, places, sets []string
+	var names, places []string
 	for i, c := range columns(new(R)) {
 		t.byName[c.name] = c
 		names = append(names, c.name)
 		places = append(places, fmt.Sprintf("$%d", i+1))
-		if i > 0 {
-			sets = append(sets, fmt.Sprintf("%s = $%d", c.name, i+1))
-		}
 	}
 	t.key = names[0]
 	t.selectSQL = "SELECT " + strings.Join(names, ", ") + " FROM " + name
 	t.insertSQL = "INSERT INTO " + name + " (" + strings.Join(names, ", ") + ") VALUES (" + strings.Join(places, ", ") + ")"
-	t.updateSQL = "UPDATE " + name + " SET " + strings.Join(sets, ", ") + " WHERE " + t.key + " = $1"
+	t.updateSQL = t.update(changing(columns(new(R))))
 	t.deleteSQL = "DELETE FROM " + name + " WHERE " + t.key + " = $1"
 	return t
 }
@@ -159,16 +156,24 @@ func (t Table[K, R]) Update(ctx context.Context, r R) error {
 	if err := t.writable("update"); err != nil {
 		return err
 	}
-	columns := t.spec.columns(&r)
+	text, columns := t.spec.updateSQL, changing(t.spec.columns(&r))
 	key, err := columns[0].value()
 	if err != nil {
 		return err
 	}
-	before, err := t.volumeSums(ctx, key.(string))
-	if err != nil {
-		return err
+	var before volumeSums
+	if t.spec.name == volumes.name {
+		old, err := t.Get(ctx, K(key.(string)))
+		if err != nil {
+			return err
+		}
+		before = sumsOf(&old)
+		if columns, err = differing(columns, changing(t.spec.columns(&old))); err != nil || len(columns) == 1 {
+			return err
+		}
+		text = t.spec.update(columns)
 	}
-	n, err := t.write(ctx, "update", t.spec.updateSQL, columns)
+	n, err := t.write(ctx, "update", text, &r, columns)
 	if err == nil && n == 0 {
 		err = t.missing(key.(string))
 	}
@@ -176,6 +181,35 @@ func (t Table[K, R]) Update(ctx context.Context, r R) error {
 		return err
 	}
 	return t.account(ctx, before, sumsOf(&r))
+}
+
+// update is the statement that sets all columns but the first, which selects.
+func (t *table[R]) update(columns []column) string {
+	var sets []string
+	for i, c := range columns[1:] {
+		sets = append(sets, fmt.Sprintf("%s = $%d", c.name, i+2))
+	}
+	return "UPDATE " + t.name + " SET " + strings.Join(sets, ", ") + " WHERE " + columns[0].name + " = $1"
+}
+
+// differing returns the key and those columns whose values are not what they
+// were: an index is written whenever a statement sets one of its columns.
+func differing(columns, were []column) ([]column, error) {
+	differ := columns[:1]
+	for i, c := range columns[1:] {
+		old, err := were[i+1].value()
+		if err != nil {
+			return nil, err
+		}
+		now, err := c.value()
+		if err != nil {
+			return nil, err
+		}
+		if old != now {
+			differ = append(differ, c)
+		}
+	}
+	return differ, nil
 }
 
 // Delete removes the record with the given id. A missing one is not an error; a
@@ -199,26 +233,25 @@ func (t Table[K, R]) Delete(ctx context.Context, id K) error {
 }
 
 func (t Table[K, R]) insert(ctx context.Context, r *R) error {
-	if _, err := t.write(ctx, "insert", t.spec.insertSQL, t.spec.columns(r)); err != nil {
+	if _, err := t.write(ctx, "insert", t.spec.insertSQL, r, t.spec.columns(r)); err != nil {
 		return err
 	}
 	return t.account(ctx, volumeSums{}, sumsOf(r))
 }
 
-// write runs a statement whose parameters are all columns in their order.
-func (t Table[K, R]) write(ctx context.Context, verb, text string, columns []column) (int64, error) {
-	args := make([]any, len(columns))
-	for i, c := range columns {
-		v, err := c.value()
-		if err != nil {
-			return 0, errs.New(errs.Internal, t.spec.noun+"."+verb, c.name, "the field cannot be stored: %w", err)
-		}
-		args[i] = v
+// write runs a statement that writes r and whose parameters are these of its
+// columns, in their order.
+func (t Table[K, R]) write(ctx context.Context, verb, text string, r *R, columns []column) (int64, error) {
+	args, err := t.values(verb, columns)
+	if err != nil {
+		return 0, err
 	}
 	n, err := t.tx.exec(ctx, text, args...)
 	if err == nil {
 		return n, nil
 	}
+	columns = t.spec.columns(r)
+	args, _ = t.values(verb, columns)
 	op, subject := t.spec.noun+"."+verb, subjectOf(columns, args)
 	switch p := t.tx.engine.classify(err); p.Class {
 	case Unique:
@@ -227,6 +260,19 @@ func (t Table[K, R]) write(ctx context.Context, verb, text string, columns []col
 		return 0, refused(err, errs.Conflict, op, subject, "the %s refers to a record that does not exist", t.spec.noun)
 	}
 	return 0, t.tx.failed(op, subject, err)
+}
+
+// values returns what the columns hold.
+func (t Table[K, R]) values(verb string, columns []column) ([]any, error) {
+	args := make([]any, len(columns))
+	for i, c := range columns {
+		v, err := c.value()
+		if err != nil {
+			return nil, errs.New(errs.Internal, t.spec.noun+"."+verb, c.name, "the field cannot be stored: %w", err)
+		}
+		args[i] = v
+	}
+	return args, nil
 }
 
 // article returns the indefinite article of a record's noun.

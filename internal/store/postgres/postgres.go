@@ -73,7 +73,7 @@ func Open(ctx context.Context, o Options) (*store.Store, error) {
 		BeginRead:  []string{"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"},
 		Savepoints: true, Cancels: true,
 		Words: strings.NewReplacer("INT64", "BIGINT", "TEXT", `TEXT COLLATE "C"`,
-			"SERIAL64", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", " STRICT", ""),
+			"SERIAL64", "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", " STRICT", "", " KEYED", ""),
 		Classify: classify,
 	})
 }

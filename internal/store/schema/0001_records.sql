@@ -1,11 +1,12 @@
--- One text for both engines. INT64, TEXT, SERIAL64 and STRICT are replaced by
--- each engine's own words. Times are microseconds since 1970 in UTC. TEXT sorts
+-- One text for both engines. INT64, TEXT, SERIAL64, STRICT and KEYED are replaced
+-- by each engine's own words; KEYED is a table of short rows that lie in the
+-- index over their key. Times are microseconds since 1970 in UTC. TEXT sorts
 -- by its bytes. Columns that hold JSON say so.
 
 CREATE TABLE counters (
 	name  TEXT  NOT NULL PRIMARY KEY,
 	value INT64 NOT NULL
-) STRICT;
+) STRICT KEYED;
 
 CREATE TABLE hosts (
 	id         TEXT  NOT NULL PRIMARY KEY CHECK (id <> ''),
@@ -101,14 +102,14 @@ CREATE TABLE pool_sums (
 	writing     INT64 NOT NULL,
 	provisioned INT64 NOT NULL,
 	allocated   INT64 NOT NULL
-) STRICT;
+) STRICT KEYED;
 
 CREATE TABLE instances (
 	id         TEXT  NOT NULL PRIMARY KEY CHECK (id <> ''),
 	name       TEXT  NOT NULL CHECK (name <> ''),
 	created_at INT64 NOT NULL,
 	updated_at INT64 NOT NULL
-) STRICT;
+) STRICT KEYED;
 CREATE UNIQUE INDEX instances_name ON instances (name);
 
 CREATE TABLE disks (
@@ -143,7 +144,7 @@ CREATE TABLE leases (
 	generation INT64 NOT NULL,
 	state      TEXT  NOT NULL CHECK (state = 'held' OR state = 'unverified'),
 	created_at INT64 NOT NULL
-) STRICT;
+) STRICT KEYED;
 CREATE INDEX leases_by_host ON leases (host_id);
 
 CREATE TABLE operations (
@@ -168,14 +169,12 @@ CREATE TABLE operations (
 	updated_at   INT64 NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX operations_key ON operations (kind, key) WHERE key IS NOT NULL;
-CREATE INDEX operations_by_subject ON operations (subject_id);
 CREATE INDEX operations_unfinished ON operations (owner, created_at) WHERE state = 'queued' OR state = 'running' OR state = 'undoing';
 
 CREATE TABLE operation_resources (
 	resource     TEXT NOT NULL PRIMARY KEY CHECK (resource <> ''),
 	operation_id TEXT NOT NULL REFERENCES operations (id)
-) STRICT;
-CREATE INDEX operation_resources_by_operation ON operation_resources (operation_id);
+) STRICT KEYED;
 
 CREATE TABLE events (
 	id           SERIAL64,

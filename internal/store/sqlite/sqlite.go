@@ -85,7 +85,7 @@ func engine(path string) (store.Engine, error) {
 		Writer: writer, Reader: reader, Readers: readers,
 		Begin: []string{"BEGIN IMMEDIATE"}, BeginRead: []string{"BEGIN"},
 		Positional: true,
-		Words:      strings.NewReplacer("INT64", "INTEGER", "SERIAL64", "INTEGER PRIMARY KEY"),
+		Words:      strings.NewReplacer("INT64", "INTEGER", "SERIAL64", "INTEGER PRIMARY KEY", " KEYED", ", WITHOUT ROWID"),
 		Classify:   classify,
 	}, nil
 }
