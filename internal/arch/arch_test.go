@@ -34,6 +34,7 @@ var may = []struct {
 	{"diskfmt/strict", "diskfmt errs"},
 	{"diskfmt/inflate", ""},
 	{"diskfmt/unpack", "diskfmt/strict"},
+	{"diskfmt/ova", "diskfmt/strict"},
 	{"internal/config", "errs"},
 
 	{"diskfmt/raw", "diskfmt errs"},
