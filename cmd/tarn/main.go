@@ -12,7 +12,9 @@ import (
 )
 
 func main() {
-	runtime.GOMAXPROCS(1) // a call does one thing after the other; waking more threads costs a tenth of it
-	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM) // never given back: that costs as much as a tenth of a call
+	// A call does one thing after the other: more threads cost more than they do.
+	runtime.GOMAXPROCS(1)
+	// The handler stays until the end: to give it back costs a tenth of a call.
+	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	os.Exit(cli.Run(ctx, os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
 }

@@ -65,8 +65,8 @@ func (b *bench) lists(ctx context.Context, d *daemon) error {
 		}})
 }
 
-// shows compares looking at 1,000 volumes one by one, and checking all headers
-// against the records with doing so by qemu-img.
+// shows compares looking at 1,000 volumes, one by one and at once, and checking
+// all headers against the records with looking at each by qemu-img.
 func (b *bench) shows(ctx context.Context, d *daemon) error {
 	vols, err := d.Volumes(ctx, "", api.Page{Limit: min(1000, b.volumes)})
 	if err != nil {
@@ -92,6 +92,13 @@ func (b *bench) shows(ctx context.Context, d *daemon) error {
 				}
 			}
 			return nil
+		}}, info),
+		b.compare(ctx, fmt.Sprintf("%d volumes shown in one call", n), work{name: "tarn, Go client", n: n, pid: d.pid, do: func(ctx context.Context) error {
+			all, err := d.Volumes(ctx, "", api.Page{Limit: n})
+			if err == nil && len(all.Items) != n {
+				err = fmt.Errorf("%d volumes are shown, want %d", len(all.Items), n)
+			}
+			return err
 		}}, info),
 		b.compare(ctx, fmt.Sprintf("headers and sidecars of %d volumes verified, each", b.volumes), work{name: "tarn doctor", n: b.volumes, pid: d.pid, do: func(ctx context.Context) error {
 			r, err := d.Doctor(ctx, api.Doctor{})
