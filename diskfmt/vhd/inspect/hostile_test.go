@@ -2,8 +2,11 @@ package inspect_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -126,6 +129,7 @@ var dynamicRows = []struct {
 	{"no footer", func(b []byte) []byte { return b[:len(b)-512] }, strict.Truncated},
 	{"a footer cut short", func(b []byte) []byte { return b[:len(b)-2] }, strict.Truncated},
 	{"only the head", cut(4096), strict.Truncated},
+	{"a footer of 511 bytes", func(b []byte) []byte { return b[:len(b)-1] }, ""},
 	{"no copy", put(0, strings.Repeat("\x00", 512)), strict.Mismatch},
 	{"another copy", put(500, "x"), strict.Corrupt},
 	{"a wrong checksum", func(b []byte) []byte { b[len(b)-500] ^= 1; b[12] ^= 1; return b }, strict.Corrupt},
@@ -302,4 +306,37 @@ func TestSourceBorders(t *testing.T) {
 		t.Fatal(err)
 	}
 	doortest.Bounds(t, s)
+}
+
+func TestConcurrentReads(t *testing.T) {
+	img := all(put(block0, "\x55\x55"))(sound(t, vhd.Dynamic, diskSize))
+	s, _, err := inspect.Open(t.Context(), bytes.NewReader(img), int64(len(img)), strict.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	got := make([][]byte, 8)
+	for i := range got {
+		wg.Go(func() { got[i] = doortest.Contents(t, s, img) })
+	}
+	wg.Wait()
+	for i := range got {
+		if !bytes.Equal(got[i], got[0]) {
+			t.Errorf("reader %d read other bytes than reader 0", i)
+		}
+	}
+}
+
+func TestWalkTellsAndEnds(t *testing.T) {
+	img := sound(t, vhd.Dynamic, diskSize)
+	told := int64(0)
+	lim := strict.Limits{Progress: func(_, total int64) { told = total }}
+	if _, _, err := inspect.Open(t.Context(), bytes.NewReader(img), int64(len(img)), lim); err != nil || told != 3 {
+		t.Errorf("told of %d entries, %v; want 3", told, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := inspect.Open(ctx, bytes.NewReader(img), int64(len(img)), strict.Limits{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("after cancel: got %v", err)
+	}
 }
