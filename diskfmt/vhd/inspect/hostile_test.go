@@ -197,9 +197,9 @@ var dynamicRows = []struct {
 }
 
 func TestHostileDynamic(t *testing.T) {
+	fresh := sound(t, vhd.Dynamic, diskSize)
 	for _, row := range dynamicRows {
-		img := row.edit(sound(t, vhd.Dynamic, diskSize))
-		judge(t, row.name, img, row.want)
+		judge(t, row.name, row.edit(bytes.Clone(fresh)), row.want)
 	}
 }
 
@@ -221,6 +221,7 @@ func judge(t *testing.T, name string, img []byte, want string) {
 }
 
 func TestHostileFixed(t *testing.T) {
+	fresh := sound(t, vhd.Fixed, diskSize)
 	for _, row := range []struct {
 		name string
 		edit edit
@@ -240,7 +241,7 @@ func TestHostileFixed(t *testing.T) {
 		{"data behind the geometry", geometry("vpc ", diskSize, 602, 1, 17), strict.Corrupt},
 		{"zeroes behind the geometry", all(geometry("vpc ", diskSize, 602, 1, 17), put(diskSize-512, "\x00\x00\x00\x00\x00\x00\x00")), ""},
 	} {
-		judge(t, row.name, row.edit(sound(t, vhd.Fixed, diskSize)), row.want)
+		judge(t, row.name, row.edit(bytes.Clone(fresh)), row.want)
 	}
 }
 

@@ -142,7 +142,8 @@ func (im *image) readFooter(copied bool) ([]byte, error) {
 		return nil, strict.Refuse(strict.Truncated, "the last 512 bytes, at 0x%x, are not the footer: the end of the file is missing", im.data).
 			WithHint("fetch or copy the image again, whole")
 	default:
-		return nil, strict.Refuse(strict.Mismatch, "the file has no VHD footer, neither at its end nor at its beginning")
+		return nil, strict.Refuse(strict.Mismatch, "the file has no VHD footer, neither at its end nor at its beginning").
+			WithHint("a fixed VHD whose end is missing looks like this, too: compare the file's size with the original's")
 	}
 	var ok bool
 	if im.footer, ok = layout.ParseFooter(b); !ok {
