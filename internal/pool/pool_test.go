@@ -63,12 +63,12 @@ func TestVolumes(t *testing.T) {
 type shelf struct {
 	*pool.Pool
 	ctx    context.Context
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	format diskfmt.Format
 }
 
-func newShelf(t *testing.T, root string, format diskfmt.Format) *shelf {
+func newShelf(t testing.TB, root string, format diskfmt.Format) *shelf {
 	t.Helper()
 	ctx := context.Background()
 	rec := disk.Pool{ID: disk.PoolID(uuid.NewString()), Name: "p", Driver: "dir", Owner: disk.Owner{UID: os.Getuid(), GID: os.Getgid()}}
