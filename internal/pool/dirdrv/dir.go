@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
 
@@ -236,6 +237,7 @@ func (d *dir) sync() error {
 	d.mu.Unlock()
 	if leads {
 		d.turn.Lock()
+		runtime.Gosched() // those that are about to need it as well come first
 		d.mu.Lock()
 		d.next = nil
 		d.mu.Unlock()
