@@ -43,6 +43,8 @@ var may = []struct {
 	{"diskfmt/qcow2/inspect", "diskfmt diskfmt/qcow2/internal/layout errs"},
 	{"diskfmt/internal/blockmap", "diskfmt diskfmt/strict errs"},
 	{"diskfmt/internal/doortest", "diskfmt diskfmt/strict errs"},
+	{"diskfmt/internal/whole", "diskfmt diskfmt/strict errs"},
+	{"diskfmt/luks/inspect", "diskfmt/internal/whole diskfmt/strict errs"},
 	{"diskfmt/parallels/internal/layout", ""},
 	{"diskfmt/parallels/bundle", "diskfmt/strict errs"},
 	{"diskfmt/parallels/inspect", "diskfmt/internal/blockmap diskfmt/parallels/internal/layout diskfmt/strict errs"},
