@@ -59,6 +59,8 @@ func content(size int64) []byte {
 	return b
 }
 
+func zero(b []byte) bool { return b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1]) }
+
 func write(t testing.TB, name string, b []byte) string {
 	t.Helper()
 	if err := os.WriteFile(name, b, 0o600); err != nil {
@@ -95,7 +97,7 @@ func same(t testing.TB, s *inspect.Source, want []byte) {
 		if n, err := s.ReadAt(p, off); n < len(p) || err != nil || !bytes.Equal(p, want[off:m.End()]) {
 			t.Fatalf("reading the mapping %+v: %d bytes, %v, equal: %v", m, n, err, bytes.Equal(p, want[off:m.End()]))
 		}
-		if m.Kind == diskfmt.Zero && len(bytes.Trim(p, "\x00")) > 0 {
+		if m.Kind == diskfmt.Zero && !zero(p) {
 			t.Fatalf("%+v has data", m)
 		}
 		off = m.End()
@@ -115,7 +117,7 @@ const grain = 64 << 10
 
 // Everything that qemu-img can write as one file is read back equal.
 func TestWhatQEMUWrites(t *testing.T) {
-	for _, size := range []int64{512, grain, 5<<20 + 512*3, 70 << 20} {
+	for _, size := range []int64{512, grain, 5<<20 + 512*3, 40 << 20} {
 		for _, opts := range []string{
 			"subformat=monolithicSparse", "subformat=monolithicSparse,zeroed_grain=on", "subformat=monolithicSparse,compat6=on",
 			"subformat=monolithicSparse,adapter_type=lsilogic", "subformat=monolithicSparse,adapter_type=legacyESX,hwversion=9,toolsversion=10",
@@ -181,13 +183,13 @@ type source struct{ b []byte }
 func (s source) ReadAt(p []byte, off int64) (int, error) { return bytes.NewReader(s.b).ReadAt(p, off) }
 func (s source) Size() int64                             { return int64(len(s.b)) }
 func (s source) Extent(off int64) (diskfmt.Extent, error) {
-	zero := func(i int64) bool { return len(bytes.Trim(s.b[i:min(i+4096, s.Size())], "\x00")) == 0 }
+	zeroAt := func(i int64) bool { return zero(s.b[i:min(i+4096, s.Size())]) }
 	e := diskfmt.Extent{Offset: off, Kind: diskfmt.Data}
-	if zero(off) {
+	if zeroAt(off) {
 		e.Kind = diskfmt.Zero
 	}
 	end := off
-	for end < s.Size() && zero(end) == (e.Kind == diskfmt.Zero) {
+	for end < s.Size() && zeroAt(end) == (e.Kind == diskfmt.Zero) {
 		end = min(end+4096, s.Size())
 	}
 	e.Length = end - off
@@ -213,7 +215,7 @@ func export(t testing.TB, src diskfmt.Reader, o vmdk.Options) []byte {
 // What is written is read by QEMU and by the strict door, does not depend on the
 // number of cores, and leaves zeroes out.
 func TestWrite(t *testing.T) {
-	for _, size := range []int64{512, grain - 512, grain, 40<<20 + 1536, 100 << 20} {
+	for _, size := range []int64{512, grain - 512, grain, 40<<20 + 1536} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			dir := t.TempDir()
 			want := content(size)
@@ -231,7 +233,7 @@ func TestWrite(t *testing.T) {
 			same(t, s, want)
 			var stored int64
 			for off := int64(0); off < size; off += grain {
-				if len(bytes.Trim(want[off:min(off+grain, size)], "\x00")) > 0 {
+				if !zero(want[off:min(off+grain, size)]) {
 					stored += grain
 				}
 			}
@@ -250,11 +252,11 @@ func (b blind) Extent(off int64) (diskfmt.Extent, error) {
 }
 
 func TestWriteSparse(t *testing.T) {
-	b := make([]byte, 300<<20)
-	b[200<<20] = 1
+	b := make([]byte, 150<<20)
+	b[100<<20] = 1
 	img := export(t, source{b}, vmdk.Options{Threads: 2})
 	if len(img) > 80<<10 {
-		t.Errorf("one byte in 300 MiB of zeroes takes %d bytes", len(img))
+		t.Errorf("one byte in 150 MiB of zeroes takes %d bytes", len(img))
 	}
 	s, _ := open(t, img)
 	same(t, s, b)

@@ -19,7 +19,7 @@ const (
 // Some readers find the anywhere ones wherever they stand, also in a comment.
 var (
 	anywhere   = []string{"parentfilenamehint", "changetrackpath"}
-	references = []string{"nativeparenthint", "nativeparentcid", "objectparenturi", "sidecars", "iofilters", "digestfilename"}
+	references = []string{"nativeparenthint", "nativeparentcid", "objectparenturi", "sidecars", "digestfilename"}
 )
 
 // headerKeys and diskKeys are all the keys that may stand in a descriptor, in
@@ -60,8 +60,10 @@ func parseDescriptor(b []byte) (*descriptor, error) {
 		}
 	}
 	d := &descriptor{keys: map[string]string{}}
-	for i, line := range strings.Split(string(text), "\n") {
-		if err := d.line(strings.TrimSuffix(line, "\r"), i+1); err != nil {
+	n := 0
+	for line := range strings.SplitSeq(string(text), "\n") {
+		n++
+		if err := d.line(strings.TrimSuffix(line, "\r"), n); err != nil {
 			return nil, err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/diskfmt/vmdk/inspect"
+	"github.com/tarn-storage/tarn/diskfmt/vmdk/internal/layout"
 	"github.com/tarn-storage/tarn/errs"
 )
 
@@ -191,7 +192,7 @@ var hostileStream = []struct {
 	{"directory is the table", in(func(b []byte, p places) { le.PutUint64(b[p.foot+56:], uint64(p.gt/512)) }), strict.Corrupt, "no marker before it", ""},
 	{"directory on the footer", in(func(b []byte, p places) { le.PutUint64(b[p.foot+56:], uint64(p.foot/512)); b[p.foot-512+12] = 2 }), strict.Corrupt, "footer", ""},
 	{"end marker", in(func(b []byte, p places) { b[p.foot+512+12] = 1 }), strict.Corrupt, "end of the stream", ""},
-	{"bytes in the end marker", in(func(b []byte, p places) { b[p.foot+512+100] = 1 }), strict.Corrupt, "end of the stream", ""},
+	{"marker of no type", in(func(b []byte, p places) { b[p.gt-512+12] = 5 }), strict.Corrupt, "a grain table", ""},
 	{"directory marker", in(func(b []byte, p places) { b[p.gd-512+12] = 1 }), strict.Corrupt, "the grain directory", ""},
 	{"table marker", in(func(b []byte, p places) { b[p.gt-512+12] = 2 }), strict.Corrupt, "a grain table", ""},
 	{"table missing", in(func(b []byte, p places) { le.PutUint32(b[p.gd:], 0) }), strict.Corrupt, "", "also"},
@@ -331,6 +332,8 @@ func TestSoundImages(t *testing.T) {
 		{"last grain cut at the disk's end", exchange(sparse()), nil},
 		{"extent below the capacity", text("RW 321", "RW 300")(sparse()), nil},
 		{"stream", packed, []string{"streamOptimized", "version 3", "grains of 65536 bytes", "zlib grains", "grain directory at the end"}},
+		{"stream, old bytes in the end marker", in(func(b []byte, p places) { b[p.foot+512+16] = 1 })(bytes.Clone(packed)), nil},
+		{"stream, progress", progress(packed), nil},
 		{"stream, short last grain", shortLast(packed), nil},
 		{"stream, VirtualBox's keys", add("ddb.uuid.parent=\"00000000-0000-0000-0000-000000000000\"\nddb.comment=\"\"\nddb.geometry.biosHeads=\"255\"")(bytes.Clone(packed)), nil},
 	} {
@@ -372,6 +375,20 @@ func exchange(b []byte) []byte {
 	g := guest()
 	copy(b[sparseG2:], g[:grain])
 	return b[:sparseG0+copy(b[sparseG0:], g[2*grain:])]
+}
+
+// progress puts VMware's progress markers before the grain table.
+func progress(img []byte) []byte {
+	p := find(img)
+	b := bytes.Clone(img[:p.gt-512])
+	for range 4 {
+		b = append(b, layout.Marker{Type: layout.MarkProgress}.Encode()...)
+		b[len(b)-512+16] = 128
+	}
+	b = append(b, img[p.gt-512:]...)
+	le.PutUint32(b[p.gd+2048:], uint32(p.gt/512)+4)
+	le.PutUint64(b[p.foot+2048+56:], uint64(p.gd/512)+4)
+	return b
 }
 
 // shortLast gives the sound stream a last grain with only the disk's bytes.

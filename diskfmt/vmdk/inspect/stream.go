@@ -157,6 +157,8 @@ func (s *Stream) marker(buf []byte) (Grain, error) {
 		return Grain{}, s.grainTable(m)
 	case m.Size == 0 && m.Type == layout.MarkDirectory && s.gd == 0:
 		return Grain{}, s.directory(m)
+	case m.Size == 0 && m.Type == layout.MarkProgress && m.Value == 0:
+		return Grain{}, nil
 	case m.Size == 0 && m.Type == layout.MarkFooter && s.gd != 0 && m.Value <= 1:
 		return Grain{}, s.footer()
 	}
@@ -319,8 +321,8 @@ func (s *Stream) footer() error {
 	if b, err = s.sector("the end of the stream"); err != nil {
 		return err
 	}
-	if !isZero(b) {
-		return strict.Refuse(strict.Corrupt, "the marker at 0x%x is not that of the end of the stream", (s.pos-1)*layout.Sector)
+	if err := checkEnd(b, (s.pos-1)*layout.Sector); err != nil {
+		return err
 	}
 	if _, err := s.r.ReadByte(); err == nil {
 		return strict.Refuse(strict.Corrupt, "the stream goes on behind its end at 0x%x", s.pos*layout.Sector)
@@ -329,5 +331,3 @@ func (s *Stream) footer() error {
 	}
 	return io.EOF
 }
-
-func isZero(b []byte) bool { return !bytes.ContainsFunc(b, func(r rune) bool { return r != 0 }) }

@@ -76,12 +76,21 @@ func (w *walker) footer() error {
 	if foot.Size != 0 || foot.Type != layout.MarkFooter || foot.Value > 1 {
 		return strict.Refuse(strict.Corrupt, "the marker at 0x%x (value %d, size %d, type %d) is not the footer's", at, foot.Value, foot.Size, foot.Type)
 	}
-	if !isZero(b[2*layout.Sector:]) {
-		return strict.Refuse(strict.Corrupt, "the marker at 0x%x is not that of the end of the stream", at+2*layout.Sector)
+	if err := checkEnd(b[2*layout.Sector:], at+2*layout.Sector); err != nil {
+		return err
 	}
 	h, err := checkFooter(w.h, b[layout.Sector:2*layout.Sector], at+layout.Sector)
 	w.h = h
 	return err
+}
+
+// checkEnd refuses what was read at the offset at, unless it is the marker of the
+// stream's end. VMware leaves old bytes behind the marker's fields.
+func checkEnd(b []byte, at uint64) error {
+	if layout.DecodeMarker(b) != (layout.Marker{}) {
+		return strict.Refuse(strict.Corrupt, "the marker at 0x%x is not that of the end of the stream", at)
+	}
+	return nil
 }
 
 // checkFooter returns the footer in the sector b, which was read at the offset
@@ -201,7 +210,7 @@ func (w *walker) tables() error {
 		if err := w.table(uint64(e), raw[:], "a grain table"); err != nil {
 			return err
 		}
-		if err := w.entries(uint64(t), raw[:]); err != nil {
+		if err := w.entries(uint64(t), &raw); err != nil {
 			return err
 		}
 	}
@@ -222,8 +231,12 @@ func (w *walker) table(sector uint64, raw []byte, what string) error {
 	return w.f.Read(raw, sector*layout.Sector, what)
 }
 
-// entries judges the entries of grain table t.
-func (w *walker) entries(t uint64, raw []byte) error {
+// entries judges the entries of grain table t. Many tables of a disk that was
+// made with all of them are empty.
+func (w *walker) entries(t uint64, raw *[layout.TableBytes]byte) error {
+	if *raw == ([layout.TableBytes]byte{}) {
+		return nil
+	}
 	for i := range uint64(layout.TableEntries) {
 		e := binary.LittleEndian.Uint32(raw[i*4:])
 		if e == 0 || e == 1 && w.h.Flags&layout.FlagZeroGrain != 0 {

@@ -46,6 +46,7 @@ const (
 	MarkTable     = 1
 	MarkDirectory = 2
 	MarkFooter    = 3
+	MarkProgress  = 4 // says only how far VMware is
 )
 
 // Newline is the value of the four newline test bytes.
