@@ -43,6 +43,7 @@ var may = []struct {
 	{"diskfmt/qcow2/inspect", "diskfmt diskfmt/qcow2/internal/layout errs"},
 	{"diskfmt/internal/blockmap", "diskfmt diskfmt/strict errs"},
 	{"diskfmt/internal/doortest", "diskfmt diskfmt/strict errs"},
+	{"diskfmt/iso/inspect", "diskfmt/internal/whole diskfmt/strict errs"},
 	{"diskfmt/internal/whole", "diskfmt diskfmt/strict errs"},
 	{"diskfmt/luks/inspect", "diskfmt/internal/whole diskfmt/strict errs"},
 	{"diskfmt/parallels/internal/layout", ""},
