@@ -264,11 +264,15 @@ func TestConfigDrive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	size = (size + 4095) &^ 4095 // as volumes are
 	f, err := os.Create(filepath.Join(t.TempDir(), "drive"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
 	sum := sha256.Sum256(spool.Bytes())
 	r := generate.Request{Kind: generate.ConfigDrive, Label: "cidata", Time: time.Unix(1_770_000_000, 0).UTC(),
 		Input: &generate.Input{ID: "spool", SHA256: hex.EncodeToString(sum[:]), Size: int64(spool.Len())}}
