@@ -80,6 +80,7 @@ type recorder struct {
 	control *http.ResponseController
 	clock   func() time.Time
 	status  int
+	began   time.Time // the deadline's minute
 }
 
 // Unwrap lets http.ResponseController reach the connection.
@@ -103,8 +104,14 @@ func (r *recorder) Write(b []byte) (int, error) {
 	return r.ResponseWriter.Write(b)
 }
 
+// extend sets the deadline of the next write, to the second.
 func (r *recorder) extend() {
-	if err := r.control.SetWriteDeadline(r.clock().Add(writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	now := r.clock()
+	if now.Sub(r.began) < time.Second {
+		return
+	}
+	r.began = now
+	if err := r.control.SetWriteDeadline(now.Add(writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		panic(http.ErrAbortHandler) // the connection is closed
 	}
 }

@@ -49,13 +49,16 @@ type Server struct {
 	api     huma.API
 	mux     *routes
 	metrics *metrics
-	stop    chan struct{} // closed when streams and long polls must end
 	http    *http.Server
+
+	serving context.Context // ends when streams and long polls must end
+	stop    context.CancelFunc
 }
 
 // New returns a Server that is not serving yet.
 func New(c Config) (*Server, error) {
-	s := &Server{engine: c.Engine, log: c.Log, clock: c.Clock, mux: &routes{ServeMux: http.NewServeMux()}, stop: make(chan struct{})}
+	s := &Server{engine: c.Engine, log: c.Log, clock: c.Clock, mux: &routes{ServeMux: http.NewServeMux()}}
+	s.serving, s.stop = context.WithCancel(context.Background())
 	s.metrics = newMetrics(c.Engine, c.Log)
 	s.api = humago.New(s.mux, huma.Config{
 		OpenAPI: &huma.OpenAPI{
@@ -124,7 +127,7 @@ func (s *Server) Serve(l net.Listener) error {
 // Shutdown ends streams and long polls, lets other calls finish until ctx
 // ends, and cuts what is left then.
 func (s *Server) Shutdown(ctx context.Context) {
-	close(s.stop)
+	s.stop()
 	if s.http.Shutdown(ctx) != nil {
 		_ = s.http.Close()
 	}
@@ -133,14 +136,11 @@ func (s *Server) Shutdown(ctx context.Context) {
 // untilStop returns a context that also ends at Shutdown.
 func (s *Server) untilStop(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
-	go func() {
-		select {
-		case <-s.stop:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, cancel
+	forget := context.AfterFunc(s.serving, cancel)
+	return ctx, func() {
+		forget()
+		cancel()
+	}
 }
 
 // route gives unknown paths and methods the one shape of errors.
