@@ -28,10 +28,11 @@ func (tx *Tx) Recount(ctx context.Context, id disk.PoolID) error {
 	if err != nil {
 		return err
 	}
-	return tx.add(ctx, volumeSums{pool: id, Sums: Sums{
-		Committed: want.Committed - have.Committed, Writing: want.Writing - have.Writing,
-		Provisioned: want.Provisioned - have.Provisioned, Allocated: want.Allocated - have.Allocated,
-	}})
+	if err := tx.writes(ctx); err != nil {
+		return err
+	}
+	tx.account(volumeSums{}, volumeSums{pool: id, Sums: want.minus(have)})
+	return nil
 }
 
 // Dangling returns the disks and the leases whose volume is not on record; there

@@ -1,4 +1,4 @@
-// Package store keeps tarn's records in SQL: one implementation over
+// Package store keeps tarn's records in SQL: one implementation over drivers of
 // database/sql and one SQL text for two engines, SQLite and PostgreSQL. Every
 // Update is one durable transaction; transactions that wait are committed
 // together. It refuses to decide anything about the records: the schema guards

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql/driver"
 
 	"github.com/tarn-storage/tarn/internal/disk"
 )
@@ -22,22 +23,45 @@ type volumeSums struct {
 	Sums
 }
 
+// pending is what the volumes that were written add to the sums of their pools.
+// It is stored once for all transactions of a batch.
+type pending map[disk.PoolID]Sums
+
+func (p pending) add(id disk.PoolID, s Sums) {
+	p[id] = p[id].plus(s)
+}
+
+func (s Sums) plus(o Sums) Sums {
+	return Sums{Committed: s.Committed + o.Committed, Writing: s.Writing + o.Writing,
+		Provisioned: s.Provisioned + o.Provisioned, Allocated: s.Allocated + o.Allocated}
+}
+
+func (s Sums) minus(o Sums) Sums {
+	return s.plus(Sums{Committed: -o.Committed, Writing: -o.Writing, Provisioned: -o.Provisioned, Allocated: -o.Allocated})
+}
+
+const poolSums = `SELECT p.id, COALESCE(s.committed, 0), COALESCE(s.writing, 0), COALESCE(s.provisioned, 0), COALESCE(s.allocated, 0)
+	FROM pools p LEFT JOIN pool_sums s ON s.pool_id = p.id WHERE `
+
 // DomainSums returns the sums over all pools of a domain.
 func (tx *Tx) DomainSums(ctx context.Context, id disk.DomainID) (Sums, error) {
-	var s Sums
-	_, err := tx.row(ctx, `SELECT CAST(COALESCE(SUM(s.committed), 0) AS BIGINT), CAST(COALESCE(SUM(s.writing), 0) AS BIGINT),
-		CAST(COALESCE(SUM(s.provisioned), 0) AS BIGINT), CAST(COALESCE(SUM(s.allocated), 0) AS BIGINT)
-		FROM pool_sums s JOIN pools p ON p.id = s.pool_id WHERE p.domain_id = $1`,
-		[]any{string(id)}, &s.Committed, &s.Writing, &s.Provisioned, &s.Allocated)
-	return s, err
+	return tx.sums(ctx, poolSums+"p.domain_id = $1", string(id))
 }
 
 // PoolSums returns the sums over one pool.
 func (tx *Tx) PoolSums(ctx context.Context, id disk.PoolID) (Sums, error) {
-	var s Sums
-	_, err := tx.row(ctx, "SELECT committed, writing, provisioned, allocated FROM pool_sums WHERE pool_id = $1",
-		[]any{string(id)}, &s.Committed, &s.Writing, &s.Provisioned, &s.Allocated)
-	return s, err
+	return tx.sums(ctx, poolSums+"p.id = $1", string(id))
+}
+
+func (tx *Tx) sums(ctx context.Context, text, id string) (all Sums, err error) {
+	err = tx.query(ctx, text, []any{id}, func(row []driver.Value) error {
+		var pool disk.PoolID
+		var s Sums
+		err := scan(row, textCodec[disk.PoolID]{&pool}, &s.Committed, &s.Writing, &s.Provisioned, &s.Allocated)
+		all = all.plus(s).plus(tx.before[pool]).plus(tx.adds[pool])
+		return err
+	})
+	return all, tx.failed("pool.read", id, err)
 }
 
 // volumeSums returns what the stored record with the given id adds to its pool.
@@ -51,33 +75,41 @@ func (t Table[K, R]) volumeSums(ctx context.Context, id string) (volumeSums, err
 	return s, err
 }
 
-// account moves pool_sums from what a volume added before to what it adds now.
-func (t Table[K, R]) account(ctx context.Context, before, after volumeSums) error {
+// account moves the sums from what a volume added before to what it adds now.
+func (tx *Tx) account(before, after volumeSums) {
 	if before == after {
-		return nil
+		return
 	}
-	if before.pool == after.pool {
-		after.Committed -= before.Committed
-		after.Writing -= before.Writing
-		after.Provisioned -= before.Provisioned
-		after.Allocated -= before.Allocated
-		return t.tx.add(ctx, after)
+	if tx.adds == nil {
+		tx.adds = pending{}
 	}
-	before.Committed, before.Writing = -before.Committed, -before.Writing
-	before.Provisioned, before.Allocated = -before.Provisioned, -before.Allocated
-	if err := t.tx.add(ctx, before); err != nil {
-		return err
-	}
-	return t.tx.add(ctx, after)
+	tx.adds.add(before.pool, Sums{}.minus(before.Sums))
+	tx.adds.add(after.pool, after.Sums)
 }
 
-func (tx *Tx) add(ctx context.Context, s volumeSums) error {
-	if s.pool == "" {
-		return nil
+// forget drops what is pending for a pool that was deleted; what was stored went
+// with its record.
+func (tx *Tx) forget(id disk.PoolID) {
+	if tx.adds == nil {
+		tx.adds = pending{}
 	}
-	_, err := tx.exec(ctx, `INSERT INTO pool_sums (pool_id, committed, writing, provisioned, allocated) VALUES ($1, $2, $3, $4, $5)
-		ON CONFLICT (pool_id) DO UPDATE SET committed = pool_sums.committed + excluded.committed, writing = pool_sums.writing + excluded.writing,
-		provisioned = pool_sums.provisioned + excluded.provisioned, allocated = pool_sums.allocated + excluded.allocated`,
-		string(s.pool), s.Committed, s.Writing, s.Provisioned, s.Allocated)
-	return tx.failed("pool.account", string(s.pool), err)
+	tx.adds[id] = Sums{}.minus(tx.before[id])
+}
+
+// store writes what is pending.
+func (p pending) store(ctx context.Context, c *conn) error {
+	for id, s := range p {
+		if id == "" || s == (Sums{}) {
+			continue
+		}
+		_, err := c.exec(ctx, `INSERT INTO pool_sums (pool_id, committed, writing, provisioned, allocated)
+			VALUES ($1, $2, $3, $4, $5)
+			ON CONFLICT (pool_id) DO UPDATE SET committed = pool_sums.committed + excluded.committed, writing = pool_sums.writing + excluded.writing,
+			provisioned = pool_sums.provisioned + excluded.provisioned, allocated = pool_sums.allocated + excluded.allocated`,
+			string(id), s.Committed, s.Writing, s.Provisioned, s.Allocated)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

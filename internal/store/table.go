@@ -180,7 +180,8 @@ func (t Table[K, R]) Update(ctx context.Context, r R) error {
 	if err != nil {
 		return err
 	}
-	return t.account(ctx, before, sumsOf(&r))
+	t.tx.account(before, sumsOf(&r))
+	return nil
 }
 
 // update is the statement that sets all columns but the first, which selects.
@@ -229,14 +230,19 @@ func (t Table[K, R]) Delete(ctx context.Context, id K) error {
 	if err != nil {
 		return t.tx.failed(t.spec.noun+".delete", string(id), err)
 	}
-	return t.account(ctx, before, volumeSums{})
+	if t.spec.name == pools.name {
+		t.tx.forget(disk.PoolID(id))
+	}
+	t.tx.account(before, volumeSums{})
+	return nil
 }
 
 func (t Table[K, R]) insert(ctx context.Context, r *R) error {
 	if _, err := t.write(ctx, "insert", t.spec.insertSQL, r, t.spec.columns(r)); err != nil {
 		return err
 	}
-	return t.account(ctx, volumeSums{}, sumsOf(r))
+	t.tx.account(volumeSums{}, sumsOf(r))
+	return nil
 }
 
 // write runs a statement that writes r and whose parameters are these of its

@@ -35,6 +35,9 @@ type Tx struct {
 	events bool // an event was emitted
 	dirty  bool // something was written
 
+	before pending // of the transactions that share the commit and came before
+	adds   pending // of this one
+
 	// spoiled is the failure of a statement outside of a savepoint where that
 	// makes the engine turn the later commit into a silent rollback.
 	spoiled error

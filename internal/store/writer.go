@@ -15,9 +15,10 @@ const maxBatch = 256
 // batch is the transactions that share one commit.
 type batch struct {
 	requests []*request
-	ran      int  // how many of them were run in this attempt
-	kept     int  // how many of those are part of the open transaction
-	guarded  bool // each is run behind a savepoint
+	ran      int     // how many of them were run in this attempt
+	kept     int     // how many of those are part of the open transaction
+	guarded  bool    // each is run behind a savepoint
+	sums     pending // of those kept
 }
 
 // errAgain says that a function failed which had written, and that the functions
@@ -91,7 +92,7 @@ func (s *Store) attempt(b *batch, join bool) error {
 // runBatch runs the functions of a batch within one transaction, which it leaves
 // open.
 func (s *Store) runBatch(ctx context.Context, b *batch, join bool) error {
-	b.ran, b.kept = 0, 0
+	b.ran, b.kept, b.sums = 0, 0, pending{}
 	if err := s.begin(ctx); err != nil {
 		return err
 	}
@@ -105,13 +106,14 @@ func (s *Store) runBatch(ctx context.Context, b *batch, join bool) error {
 			return err
 		}
 	}
-	return nil
+	return b.sums.store(ctx, s.writer)
 }
 
 // one runs one function so that its failure leaves nothing of it and the others
 // of its batch alone. Its error means that the transaction is lost.
 func (s *Store) one(ctx context.Context, b *batch, r *request) error {
 	tx := newTx(s.writer, &s.engine, true)
+	tx.before = b.sums
 	call := func() error {
 		r.call(s, tx)
 		return r.err
@@ -130,6 +132,9 @@ func (s *Store) one(ctx context.Context, b *batch, r *request) error {
 		return s.writer.fatal
 	case r.err == nil:
 		b.kept++
+		for id, sums := range tx.adds {
+			b.sums.add(id, sums)
+		}
 	case !tx.dirty && tx.spoiled == nil:
 	case b.kept == 0:
 		s.rollback(ctx)

@@ -467,3 +467,53 @@ func testSumsAgree(t *testing.T, place Place) {
 		return errors.Join(err, err2)
 	})
 }
+
+// testSumsOfBatch has transactions that are committed together see what those
+// before them added, and nothing of those that failed.
+func testSumsOfBatch(t *testing.T, place Place) {
+	s := seeded(t, place)
+	sentinel := errors.New("stop")
+	sums := func(ctx context.Context, tx *store.Tx) (pool, domain, counted store.Sums, err error) {
+		pool, err1 := tx.PoolSums(ctx, "p")
+		domain, err2 := tx.DomainSums(ctx, "d")
+		counted, err3 := tx.CountSums(ctx, "p")
+		return pool, domain, counted, errors.Join(err1, err2, err3)
+	}
+	var fns []func(context.Context, *store.Tx) error
+	for n := range 40 {
+		fns = append(fns, func(ctx context.Context, tx *store.Tx) error {
+			for _, when := range []string{"before", "after"} {
+				if when == "after" {
+					if err := tx.Volumes.Insert(ctx, newVolume(id(n))); err != nil {
+						return err
+					}
+				}
+				if pool, domain, counted, err := sums(ctx, tx); err != nil || pool != counted || domain != counted {
+					t.Errorf("volume %d, %s: got pool %+v, domain %+v, %v\nwant %+v", n, when, pool, domain, err, counted)
+				}
+			}
+			switch n % 4 {
+			case 1:
+				return sentinel
+			case 2:
+				return tx.Volumes.Delete(ctx, newVolume(id(n)).ID)
+			case 3: // a pool that comes and goes; the next of these makes it again
+				other := with(newVolume("other"), func(v *disk.Volume) { v.PoolID, v.Backing = "p2", nil })
+				return errors.Join(tx.Pools.Insert(ctx, newPool("p2")), tx.Volumes.Insert(ctx, other), tx.Volumes.Delete(ctx, other.ID), tx.Pools.Delete(ctx, "p2"))
+			}
+			return nil
+		})
+	}
+	for n, err := range together(t, s, fns) {
+		if n%4 == 1 && !errors.Is(err, sentinel) || n%4 != 1 && err != nil {
+			t.Errorf("update %d: %v", n, err)
+		}
+	}
+	view(t, s, func(ctx context.Context, tx *store.Tx) error {
+		pool, domain, counted, err := sums(ctx, tx)
+		if pool != counted || domain != counted || counted.Committed < 20*newVolume("").Committed {
+			t.Errorf("afterwards: got pool %+v, domain %+v\nwant %+v of at least 20 volumes", pool, domain, counted)
+		}
+		return err
+	})
+}

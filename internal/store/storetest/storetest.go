@@ -32,6 +32,7 @@ func Run(t *testing.T, place Place) {
 		{"references", testDangling},
 		{"sums", testSums},
 		{"sums of a random history", testSumsAgree},
+		{"sums of transactions committed together", testSumsOfBatch},
 		{"operation rows", testOperationRows},
 		{"resources", testResources},
 		{"fences", testFences},
