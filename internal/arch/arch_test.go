@@ -66,6 +66,7 @@ var may = []struct {
 	{"api", "errs"},
 	{"internal/exit", "api errs"},
 	{"internal/fetch", "errs"},
+	{"internal/signature", "errs"},
 	{"internal/disk", "diskfmt errs"},
 
 	{"client", "api errs"},

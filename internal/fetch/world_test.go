@@ -39,6 +39,7 @@ type world struct {
 	names   map[string][]string // what a name resolves to
 	flip    map[string][]string // what it resolves to after the first time
 	servers map[string]*pipes   // by address and port
+	started []*pipes
 	dialled []string
 	seen    []seen
 }
@@ -59,7 +60,7 @@ func inWorld(t *testing.T, f func(t *testing.T, w *world)) {
 		w.roots = x509.NewCertPool()
 		w.roots.AddCert(w.ca)
 		defer func() {
-			for _, p := range w.servers {
+			for _, p := range w.started {
 				p.server.Close()
 			}
 		}()
@@ -125,6 +126,7 @@ func (w *world) serveWith(at netip.AddrPort, cert *tls.Certificate, h http.Handl
 		h(rw, r)
 	})}
 	w.servers[at.String()] = p
+	w.started = append(w.started, p)
 	if cert == nil {
 		go p.server.Serve(p) // ends with the world
 		return
