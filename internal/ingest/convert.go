@@ -2,8 +2,6 @@ package ingest
 
 import (
 	"context"
-	"crypto/sha256"
-	"hash"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -11,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/diskfmt/qcow2/inspect"
 	"github.com/tarn-storage/tarn/internal/blkio"
 )
 
@@ -28,9 +27,20 @@ type job struct {
 	buf  []byte // nil: all zeroes, nothing to read
 	fill bool   // whether buf must still be read
 	refs atomic.Int32
+
+	filled chan struct{} // closed when what follows is set
+	pieces []piece
+	packed int64 // bytes that its compressed clusters have in the source
+
 	done chan struct{} // closed when what follows is set
 	leaf blkio.Leaf
 	runs runs
+}
+
+// piece is a part of a chunk as it lies in the source.
+type piece struct {
+	at, n int   // in the chunk
+	off   int64 // in the source
 }
 
 // runs is what of a chunk was written.
@@ -48,7 +58,7 @@ type conversion struct {
 	out    io.WriterAt // writes dst
 	count  *counter
 	source diskfmt.Reader // for jobs that are to be filled
-	sha    hash.Hash      // fed with every chunk in order; nil when somebody else does
+	digest *sourceDigest  // nil when somebody else computes it
 
 	free  chan []byte
 	work  chan *job
@@ -116,12 +126,7 @@ func (c *conversion) run(ctx context.Context, threads int, produce func(ctx cont
 			return nil
 		})
 	}
-	g.Go(func() error {
-		for j := range c.sum {
-			c.digest(j)
-		}
-		return nil
-	})
+	g.Go(func() error { return c.digestAll(ctx) })
 	var result converted
 	g.Go(func() (err error) {
 		result, err = c.collect(ctx)
@@ -146,10 +151,10 @@ func (c *conversion) take(ctx context.Context) ([]byte, error) {
 
 // emit hands the next chunk to the stages that need it.
 func (c *conversion) emit(ctx context.Context, j *job) error {
-	j.done = make(chan struct{})
+	j.done, j.filled = make(chan struct{}), make(chan struct{})
 	j.refs.Store(1)
 	stages := []chan *job{c.order, c.work}
-	if c.sha != nil {
+	if c.digest != nil {
 		j.refs.Store(2)
 		stages = append(stages, c.sum)
 	}
@@ -172,32 +177,49 @@ func (c *conversion) release(j *job) {
 
 var zeroes [blkio.ChunkSize]byte
 
-// digest feeds the chunk to the digest of the source.
-func (c *conversion) digest(j *job) {
-	b := zeroes[:j.n]
-	if j.buf != nil {
-		b = j.buf[:j.n]
+// digestAll feeds the chunks to the digest of the source as they are filled,
+// and what no chunk has at last.
+func (c *conversion) digestAll(ctx context.Context) error {
+	for j := range c.sum {
+		select {
+		case <-j.filled:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		for _, p := range j.pieces {
+			b := zeroes[:p.n]
+			if j.buf != nil {
+				b = j.buf[p.at : p.at+p.n]
+			}
+			if err := c.digest.take(ctx, b, p.off); err != nil {
+				return err
+			}
+		}
+		c.release(j)
+		if err := c.digest.advance(ctx, j.packed); err != nil {
+			return err
+		}
 	}
-	c.sha.Write(b)
-	c.release(j)
+	if c.digest == nil {
+		return nil
+	}
+	return c.digest.read(ctx, c.digest.size)
 }
 
 // process reads the chunk if nobody has, digests its content and writes what
 // is not zero.
 func (c *conversion) process(j *job) error {
+	if err := c.load(j); err != nil {
+		return err
+	}
+	close(j.filled)
 	if j.buf != nil {
 		b := j.buf[:j.n]
-		if j.fill {
-			if err := fill(c.source, b, j.off); err != nil {
-				return err
-			}
-		}
+		// The digest first: the bytes are still in the processor's cache.
+		j.leaf = blkio.ChunkLeaf(b)
 		var err error
 		if j.runs, err = writeData(c.out, b, j.off); err != nil {
 			return err
-		}
-		if j.runs.count > 0 {
-			j.leaf = blkio.ChunkLeaf(b)
 		}
 	}
 	close(j.done)
@@ -267,8 +289,7 @@ func (c *conversion) collect(ctx context.Context) (converted, error) {
 }
 
 // chunks emits the chunks of source. Chunks that hold no data pass through
-// unread; the others are read where they are converted, or here when they are
-// to be hashed in order.
+// unread; the others are read where they are converted.
 func (c *conversion) chunks(ctx context.Context) error {
 	size := c.source.Size()
 	var e diskfmt.Extent
@@ -284,11 +305,12 @@ func (c *conversion) chunks(ctx context.Context) error {
 			}
 			zero = e.Kind == diskfmt.Zero
 		}
-		if zero && c.sha == nil { // as many chunks as the run of zeroes has
+		if zero && (c.digest == nil || c.mapped() != nil) { // as many chunks as the run of zeroes has
 			j.n = max(j.n, int(e.End()/blkio.ChunkSize*blkio.ChunkSize-off))
 		}
 		if !zero {
-			if err := c.load(ctx, j); err != nil {
+			var err error
+			if j.buf, err = c.take(ctx); err != nil {
 				return err
 			}
 		}
@@ -300,14 +322,43 @@ func (c *conversion) chunks(ctx context.Context) error {
 	return nil
 }
 
-// load gives the chunk a buffer, and fills it where chunks are to be hashed in
-// order.
-func (c *conversion) load(ctx context.Context, j *job) (err error) {
-	if j.buf, err = c.take(ctx); err != nil || c.sha == nil {
-		return err
+// mapped returns the source if it knows where in a file the guest's bytes lie;
+// the others have every byte where the guest has it.
+func (c *conversion) mapped() *inspect.Source {
+	s, _ := c.source.(*inspect.Source)
+	return s
+}
+
+// load fills the chunk, unless that was done, and notes where its bytes come
+// from where they are to be digested.
+func (c *conversion) load(j *job) error {
+	src := c.mapped()
+	switch {
+	case c.digest != nil && src == nil:
+		j.pieces = []piece{{0, j.n, j.off}}
+	case c.digest != nil && j.fill && j.buf != nil:
+		_, err := src.ReadMapped(j.buf[:j.n], j.off, func(m diskfmt.Mapping) {
+			switch {
+			case m.Compressed:
+				j.packed += m.HostLength
+			case m.Kind == diskfmt.Data:
+				j.pieces = append(j.pieces, piece{int(m.Offset - j.off), int(m.Length), m.HostOffset})
+			}
+		})
+		return short(err)
 	}
-	j.fill = false
-	return fill(c.source, j.buf[:j.n], j.off)
+	if j.fill && j.buf != nil {
+		return fill(c.source, j.buf[:j.n], j.off)
+	}
+	return nil
+}
+
+// short says what the unexpected end of a source means.
+func short(err error) error {
+	if err == io.EOF {
+		return errChanged()
+	}
+	return err
 }
 
 // sequential emits the chunks of r up to its end.
@@ -343,46 +394,10 @@ func fill(r diskfmt.Reader, b []byte, off int64) error {
 		n := int(min(e.Length, int64(len(b)-pos)))
 		if e.Kind == diskfmt.Zero {
 			clear(b[pos : pos+n])
-		} else if _, err := r.ReadAt(b[pos:pos+n], off+int64(pos)); err == io.EOF {
-			return errChanged()
-		} else if err != nil {
-			return err
+		} else if _, err := r.ReadAt(b[pos:pos+n], off+int64(pos)); err != nil {
+			return short(err)
 		}
 		pos += n
 	}
 	return nil
-}
-
-// hashFile feeds size bytes of src to a SHA-256, holes without reading them.
-// It is also what reads ahead for the conversion that runs beside it.
-func hashFile(ctx context.Context, src descriptor, size int64, count *counter) ([]byte, error) {
-	h := sha256.New()
-	buf := make([]byte, 1<<20)
-	for off := int64(0); off < size; {
-		e, err := src.extent(off, size)
-		if err != nil {
-			return nil, err
-		}
-		for ; off < e.End(); off += int64(len(buf)) {
-			b := zeroes[:]
-			if e.Kind == diskfmt.Data {
-				b = buf
-			}
-			b = b[:min(int64(len(b)), int64(len(buf)), e.End()-off)]
-			if e.Kind == diskfmt.Data {
-				if _, err := src.ReadAt(b, off); err == io.EOF {
-					return nil, errChanged()
-				} else if err != nil {
-					return nil, err
-				}
-			}
-			h.Write(b)
-			count.done.Add(int64(len(b)))
-			if err := ctx.Err(); err != nil {
-				return nil, err
-			}
-		}
-		off = e.End()
-	}
-	return h.Sum(nil), nil
 }

@@ -248,30 +248,19 @@ func (im *intake) convert(ctx context.Context) (Result, error) {
 	}
 }
 
-// convertFile converts a seekable source. A raw one is read once, for both
-// digests; the bytes of another are hashed in the file's order beside the
-// conversion, which finds them in the page cache or puts them there.
+// convertFile converts a seekable source. What is stored as it is and in the
+// guest's order is read once, for both digests.
 func (im *intake) convertFile(ctx context.Context) (Result, error) {
 	c := newConversion(im.Threads, im.dst, &im.count)
 	c.source = im.disk
 	im.count.total.Store(im.disk.Size())
-	var sum []byte
-	g, ctx := errgroup.WithContext(ctx)
-	if im.Format == string(diskfmt.Raw) {
-		c.sha = sha256.New()
-	} else {
+	c.digest = newSourceDigest(im.src, im.Size)
+	if im.Format != string(diskfmt.Raw) {
 		im.count.total.Add(im.Size)
-		g.Go(func() (err error) {
-			sum, err = hashFile(ctx, im.src, im.Size, &im.count)
-			return err
-		})
+		c.digest.count = &im.count
 	}
-	var done converted
-	g.Go(func() (err error) {
-		done, err = c.run(ctx, im.Threads, c.chunks)
-		return err
-	})
-	if err := g.Wait(); err != nil {
+	done, err := c.run(ctx, im.Threads, c.chunks)
+	if err != nil {
 		return Result{}, err
 	}
 	if now, err := im.src.stamp(); err != nil {
@@ -279,16 +268,13 @@ func (im *intake) convertFile(ctx context.Context) (Result, error) {
 	} else if now != im.start {
 		return Result{}, errChanged()
 	}
-	if c.sha != nil {
-		sum = c.sha.Sum(nil)
-	}
-	return done.result(sum), nil
+	return done.result(c.digest.h.Sum(nil)), nil
 }
 
 // convertStream converts a raw stream as it comes.
 func (im *intake) convertStream(ctx context.Context) (Result, error) {
 	c := newConversion(im.Threads, im.dst, &im.count)
-	c.sha = sha256.New()
+	c.digest = newSourceDigest(im.src, 0)
 	im.count.total.Store(max(0, im.Size))
 	r := im.whole()
 	done, err := c.run(ctx, im.Threads, func(ctx context.Context) error { return c.sequential(ctx, r) })
@@ -298,7 +284,7 @@ func (im *intake) convertStream(ctx context.Context) (Result, error) {
 	if err := checkLooks(diskfmt.Raw, im.head, r.last, r.n); err != nil {
 		return Result{}, err
 	}
-	return done.result(c.sha.Sum(nil)), nil
+	return done.result(c.digest.h.Sum(nil)), nil
 }
 
 // convertSpooled converts a qcow2 stream: what can be placed as it comes is,

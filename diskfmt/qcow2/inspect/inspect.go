@@ -211,6 +211,13 @@ func (s *Source) ReadAt(p []byte, off int64) (int, error) {
 	return n, refuse("qcow2.read", err)
 }
 
+// ReadMapped is ReadAt, and tells seen of every mapping that it has read, in
+// order: where the bytes lie in the file.
+func (s *Source) ReadMapped(p []byte, off int64, seen func(diskfmt.Mapping)) (int, error) {
+	n, err := s.l.ReadMapped(p, off, func(pos uint64, run layout.Run) { seen(run.Mapping(pos)) })
+	return n, refuse("qcow2.read", err)
+}
+
 // Extent returns the extent at off: Data or Zero.
 func (s *Source) Extent(off int64) (diskfmt.Extent, error) {
 	e, err := s.l.Extent(off)

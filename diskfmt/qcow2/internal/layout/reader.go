@@ -368,6 +368,12 @@ func (r *Reader) decompress(dst []byte, run Run) error {
 // ReadAt reads guest bytes as io.ReaderAt demands. A range that belongs to a
 // layer below is a fault of ClassBelow: this layer cannot say what it reads as.
 func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
+	return r.ReadMapped(p, off, func(uint64, Run) {})
+}
+
+// ReadMapped is ReadAt, and tells seen of every run that it has read, with its
+// guest offset.
+func (r *Reader) ReadMapped(p []byte, off int64, seen func(pos uint64, run Run)) (int, error) {
 	size := r.H.Size
 	if off < 0 {
 		return 0, Faultf(ClassRange, "negative offset %d", off)
@@ -393,6 +399,7 @@ func (r *Reader) ReadAt(p []byte, off int64) (int, error) {
 		default:
 			return n, Faultf(ClassBelow, "the %d bytes at guest offset 0x%x belong to the layer below", run.Length, pos)
 		}
+		seen(pos, run)
 		pos += run.Length
 		n += int(run.Length)
 	}
@@ -419,9 +426,14 @@ func (r *Reader) mapping(off int64, byHost bool) (diskfmt.Mapping, error) {
 	if err != nil {
 		return diskfmt.Mapping{}, err
 	}
-	m := diskfmt.Mapping{Extent: diskfmt.Extent{Offset: off, Length: int64(run.Length), Kind: run.Kind}}
+	return run.Mapping(uint64(off)), nil
+}
+
+// Mapping returns the run at guest offset pos as diskfmt has it.
+func (run Run) Mapping(pos uint64) diskfmt.Mapping {
+	m := diskfmt.Mapping{Extent: diskfmt.Extent{Offset: int64(pos), Length: int64(run.Length), Kind: run.Kind}}
 	if run.Kind == diskfmt.Data {
 		m.HostOffset, m.HostLength, m.Compressed = int64(run.Host), int64(run.HostLength), run.Compressed
 	}
-	return m, nil
+	return m
 }
