@@ -38,6 +38,7 @@ type Layers struct {
 // matters: limits and landlock need system calls that the filter forbids.
 func confine() (Layers, error) {
 	l := Layers{UID: os.Getuid()}
+	debug.SetGCPercent(-1) // a conversion makes little garbage: collect when the target is met
 	debug.SetMemoryLimit(heapTarget)
 	if err := limit(dataLimit); err != nil {
 		return l, err
