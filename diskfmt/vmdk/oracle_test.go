@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -122,13 +123,14 @@ func TestWhatQEMUWrites(t *testing.T) {
 			"subformat=monolithicSparse", "subformat=monolithicSparse,zeroed_grain=on", "subformat=monolithicSparse,compat6=on",
 			"subformat=monolithicSparse,adapter_type=lsilogic", "subformat=monolithicSparse,adapter_type=legacyESX,hwversion=9,toolsversion=10",
 			"subformat=monolithicSparse,adapter_type=buslogic", "subformat=streamOptimized", "subformat=streamOptimized,zeroed_grain=on",
-			"subformat=streamOptimized,adapter_type=lsilogic,compat6=on",
+			"subformat=streamOptimized,adapter_type=lsilogic,compat6=on", "subformat=monolithicSparse -W -m 8",
 		} {
 			t.Run(fmt.Sprintf("%d/%s", size, opts), func(t *testing.T) {
 				dir := t.TempDir()
 				want := content(size)
 				in, out := write(t, filepath.Join(dir, "in"), want), filepath.Join(dir, "out.vmdk")
-				tool(t, "qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", opts, in, out)
+				args := append([]string{"convert", "-t", "unsafe", "-f", "raw", "-O", "vmdk", "-o"}, strings.Fields(opts)...)
+				tool(t, "qemu-img", append(args, in, out)...)
 				img, err := os.ReadFile(out)
 				if err != nil {
 					t.Fatal(err)
@@ -150,7 +152,7 @@ func TestWhatAGuestLeaves(t *testing.T) {
 			dir := t.TempDir()
 			file, flat := filepath.Join(dir, "x.vmdk"), filepath.Join(dir, "flat")
 			tool(t, "qemu-img", "create", "-f", "vmdk", "-o", opts, file, "200M")
-			args := []string{"-f", "vmdk"}
+			args := []string{"-t", "unsafe", "-f", "vmdk"}
 			rng := rand.New(rand.NewPCG(7, 7))
 			for range 200 {
 				off, n := rng.IntN(190<<11)*512, (1+rng.IntN(900))*512
@@ -162,7 +164,7 @@ func TestWhatAGuestLeaves(t *testing.T) {
 				}
 			}
 			tool(t, "qemu-io", append(args, file)...)
-			tool(t, "qemu-img", "convert", "-f", "vmdk", "-O", "raw", file, flat)
+			tool(t, "qemu-img", "convert", "-t", "unsafe", "-f", "vmdk", "-O", "raw", file, flat)
 			img, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatal(err)
@@ -325,4 +327,28 @@ func TestWriteFails(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Several goroutines read one source, each in its own order.
+func TestConcurrentReads(t *testing.T) {
+	want := make([]byte, 100<<20)
+	for i := int64(0); i < 300; i++ {
+		copy(want[i*331<<10:], fmt.Sprintf("piece %d of the guest's disk", i))
+	}
+	s, _ := open(t, export(t, source{want}, vmdk.Options{Threads: 2}))
+	var wg sync.WaitGroup
+	for k := range uint64(4) {
+		wg.Go(func() {
+			rng := rand.New(rand.NewPCG(k, 5))
+			for range 300 {
+				off := rng.Int64N(300) * 331 << 10
+				p := make([]byte, grain)
+				if _, err := s.ReadAt(p, off); err != nil || !bytes.Equal(p, want[off:off+grain]) {
+					t.Errorf("reading at %d: %v", off, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

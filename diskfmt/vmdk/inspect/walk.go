@@ -21,6 +21,7 @@ type walker struct {
 	gd     []uint32
 	m      *strict.Map
 	grains uint64 // stored grains
+	head   [16]byte
 
 	steps, total int64 // progress, in grain tables
 }
@@ -181,11 +182,10 @@ func (w *walker) marker(sector uint64, typ uint32, what string) error {
 	if !w.atEnd || !w.m.First() {
 		return nil
 	}
-	var b [16]byte
-	if err := w.f.Read(b[:], (max(sector, 1)-1)*layout.Sector, "the marker of "+what); err != nil {
+	if err := w.f.Read(w.head[:], (max(sector, 1)-1)*layout.Sector, "the marker of "+what); err != nil {
 		return err
 	}
-	return checkMarker(layout.DecodeMarker(b[:]), typ, sector, what)
+	return checkMarker(layout.DecodeMarker(w.head[:]), typ, sector, what)
 }
 
 func checkMarker(m layout.Marker, typ uint32, sector uint64, what string) error {
@@ -266,11 +266,11 @@ func (w *walker) grain(e uint32, lba uint64) (uint64, error) {
 		n := min(w.h.Grain, w.h.Capacity-lba) * layout.Sector
 		return n, w.inside(uint64(e), n, "a grain")
 	}
-	var head [layout.MarkerHead]byte
-	if err := w.f.Read(head[:], uint64(e)*layout.Sector, "the marker of a grain"); err != nil {
+	head := w.head[:layout.MarkerHead]
+	if err := w.f.Read(head, uint64(e)*layout.Sector, "the marker of a grain"); err != nil {
 		return 0, err
 	}
-	m := layout.DecodeGrain(head[:])
+	m := layout.DecodeGrain(head)
 	if err := checkGrain(&w.h, m, lba, uint64(e)*layout.Sector); err != nil {
 		return 0, err
 	}
