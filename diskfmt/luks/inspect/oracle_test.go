@@ -60,11 +60,11 @@ func TestHeadersOfCryptsetup(t *testing.T) {
 		"--type=luks1 " + fast1 + " --hash=sha512 --key-size=256",
 		"--type=luks1 " + fast1 + " --align-payload=8",
 		"--type=luks2 " + fast,
-		"--type=luks2 --pbkdf=argon2id " + slow,
-		"--type=luks2 --pbkdf=argon2i " + slow + " --sector-size=4096",
-		"--type=luks2 --sector-size=512 --cipher=aes-cbc-essiv:sha256 --key-size=128 " + fast,
-		"--type=luks2 --label=disk --subsystem=tests " + fast,
-		"--type=luks2 --luks2-metadata-size=64k --luks2-keyslots-size=512k " + fast,
+		"--type=luks2 --offset=8192 --pbkdf=argon2id " + slow,
+		"--type=luks2 --offset=8192 --pbkdf=argon2i " + slow + " --sector-size=4096",
+		"--type=luks2 --offset=8192 --sector-size=512 --cipher=aes-cbc-essiv:sha256 --key-size=128 " + fast,
+		"--type=luks2 --offset=8192 --label=disk --subsystem=tests " + fast,
+		"--type=luks2 --luks2-metadata-size=64k --luks2-keyslots-size=512k --offset=8192 " + fast,
 		"--type=luks2 --luks2-metadata-size=4m " + fast,
 	} {
 		file := filepath.Join(dir, "disk")

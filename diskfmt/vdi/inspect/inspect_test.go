@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -155,6 +157,31 @@ func TestChangedFile(t *testing.T) {
 	if _, err := m.ReadAt(make([]byte, 512), 0); strict.ClassOf(err) != strict.Corrupt {
 		t.Errorf("a map that changed: got %v, want CORRUPT", err)
 	}
+}
+
+func TestReadersAtOnce(t *testing.T) {
+	img := sound()
+	s, _, err := open(t.Context(), img, strict.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := doortest.Contents(t, s, img)
+	s, _, err = open(t.Context(), img, strict.Limits{}) // with an empty cache
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			p := make([]byte, mib+512)
+			for off := int64(i) * 4096; off < s.Size(); off += mib / 2 {
+				if n, err := s.ReadAt(p, off); err != nil && err != io.EOF || !bytes.Equal(p[:n], want[off:off+int64(n)]) {
+					t.Errorf("ReadAt(%d) = %d, %v, or other bytes", off, n, err)
+				}
+			}
+		})
+	}
+	all.Wait()
 }
 
 // The largest disk there is by default, with a map of 256 MiB that names
