@@ -96,8 +96,7 @@ func TestHeadersOfCryptsetup(t *testing.T) {
 
 func TestHeadersOfQEMU(t *testing.T) {
 	for _, options := range []string{
-		"", ",cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256", ",cipher-alg=serpent-256,hash-alg=sha512",
-		",cipher-alg=twofish-128,cipher-mode=cbc,ivgen-alg=plain,hash-alg=sha1", ",cipher-alg=cast5-128,cipher-mode=cbc,ivgen-alg=plain64",
+		"", ",cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256", ",cipher-alg=serpent-256,cipher-mode=cbc,ivgen-alg=plain,hash-alg=sha512",
 	} {
 		file := filepath.Join(t.TempDir(), "disk")
 		tool(t, "qemu-utils", "qemu-img", "create", "-f", "luks", "--object", "secret,id=s,data=passphrase",
