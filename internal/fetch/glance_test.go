@@ -280,6 +280,8 @@ func TestKeystone(t *testing.T) {
 				check(t, c.what, err, c.kind, "", c.text)
 			} else if err != nil || !bytes.Equal(b, s.body) {
 				t.Errorf("%s: %d bytes, %v", c.what, len(b), err)
+			} else if shown := fmt.Sprintf("%+v %#v", i, *i); strings.Contains(shown, "t0ken") || strings.Contains(shown, "s3cret") {
+				t.Errorf("%s: the image shows a secret: %s", c.what, shown)
 			}
 			if c.login != "" && (len(s.logins) == 0 || s.logins[0] != c.login) {
 				t.Errorf("%s: Keystone was asked %q, want %q", c.what, s.logins, c.login)
@@ -382,7 +384,9 @@ clouds:
 		{"a number", "clouds: {mine: {auth: {auth_url: 'https://k', username: u, password: 0123}}}", "a number"},
 		{"nothing", "", "names no cloud"},
 		{"another file", "public-clouds: {}", "names no cloud"},
-		{"too long", strings.Repeat("#s3cret\n", 1<<18), "more than 1048576"},
+		{"too long", strings.Repeat("#s3cret\n", 1<<14), "more than 65536"},
+		{"a bomb", bomb(9), "aliases"},
+		{"deep", "clouds: {mine: " + strings.Repeat("{s3cret: ", 7000), "line 1"},
 		{"no user", "clouds: {mine: {auth: {auth_url: 'https://k', password: s3cret}}}", "cloud mine: the user"},
 		{"no verification", "clouds: {mine: {verify: false, auth_type: none}}", "verify: false"},
 		{"an authority", "clouds: {mine: {cacert: /etc/ca.pem, auth_type: none}}", "cacert"},
@@ -395,6 +399,15 @@ clouds:
 		}
 		check(t, c.what, err, kind, "", c.want)
 	}
+}
+
+// bomb is YAML that stands for 10^n values.
+func bomb(n int) string {
+	text := "a1: &a1 [x, x, x, x, x, x, x, x, x, x]\n"
+	for i := 2; i <= n; i++ {
+		text += fmt.Sprintf("a%d: &a%d [%s]\n", i, i, strings.Repeat(fmt.Sprintf("*a%d, ", i-1), 10))
+	}
+	return text + fmt.Sprintf("clouds: {mine: {region_name: *a%d}}\n", n)
 }
 
 // TestSecret prints a cloud in every way there is.

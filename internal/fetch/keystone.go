@@ -8,16 +8,19 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/lexer"
+	"github.com/goccy/go-yaml/token"
 
 	"github.com/tarn-storage/tarn/errs"
 )
 
 const (
-	maxClouds  = 1 << 20
+	maxClouds  = 64 << 10
 	maxRecord  = 1 << 20
 	maxCatalog = 4 << 20
 	renewEarly = time.Minute
@@ -73,14 +76,18 @@ type Auth struct {
 	DefaultDomainID   string `yaml:"domain_id"`
 }
 
-// ParseClouds reads a clouds.yaml of at most 1 MiB and returns its clouds by
-// name. Fields that other services use are left out.
+// ParseClouds reads a clouds.yaml of at most 64 KiB and returns its clouds by
+// name. Fields that other services use are left out. Aliases are refused: a few
+// lines of them stand for more than any memory holds.
 func ParseClouds(b []byte) (map[string]Cloud, error) {
 	bad := func(format string, args ...any) error {
 		return errs.New(errs.Invalid, op, "clouds.yaml", format, args...)
 	}
 	if len(b) > maxClouds {
 		return nil, bad("it has more than %d bytes", maxClouds)
+	}
+	if slices.ContainsFunc(lexer.Tokenize(string(b)), func(t *token.Token) bool { return t.Type == token.AliasType }) {
+		return nil, errs.New(errs.Invalid, op, "clouds.yaml", "it has YAML aliases (*NAME), which are not read").WithHint("write out what they stand for")
 	}
 	var file struct {
 		Clouds map[string]Cloud `yaml:"clouds"`
