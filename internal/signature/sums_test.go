@@ -4,9 +4,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"maps"
+	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/tarn-storage/tarn/errs"
 )
@@ -92,7 +92,11 @@ func TestFind(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(a256+"  disk.img\nSHA512 (d) = "+a512+"\n"), []byte("untrusted comment: x\nRWQ=\n"), []byte("untrusted comment: x\nRUQ=\ntrusted comment: y\nAA==\n"))
 	f.Add([]byte(`\`+a256+`  a\\b`), []byte(keyBegin+"\n\nmDMEAAAA\n-----END PGP PUBLIC KEY BLOCK-----\n"), []byte{0x88, 0x75, 4, 0, 22, 8, 0, 29})
-	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, v := range vectors {
+		at := func(name string) []byte { return read(f, filepath.Join("testdata", name)) }
+		f.Add(at("SHA256SUMS"), at(v.key), at(v.sig))
+		f.Add(at("CHECKSUM"), at(v.key), at(v.sig))
+	}
 	f.Fuzz(func(t *testing.T, sums, key, sig []byte) {
 		if got, err := ParseSums(sums); err == nil {
 			for name, d := range got {
@@ -102,9 +106,9 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 		for _, sign := range []func() (Signer, error){
-			func() (Signer, error) { return Verify(key, sig, sums, now) },
-			func() (Signer, error) { return stream(key, sig, sums, now) },
-			func() (Signer, error) { _, who, err := Cleartext(key, sums, now); return who, err },
+			func() (Signer, error) { return Verify(key, sig, sums, vectorTime) },
+			func() (Signer, error) { return stream(key, sig, sums, vectorTime) },
+			func() (Signer, error) { _, who, err := Cleartext(key, sums, vectorTime); return who, err },
 		} {
 			if who, err := sign(); err != nil && who != (Signer{}) {
 				t.Errorf("a signer %+v beside %v", who, err)
