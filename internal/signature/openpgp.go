@@ -100,7 +100,7 @@ func Cleartext(key, signed []byte, now time.Time) ([]byte, Signer, error) {
 
 func badSignature(err error) error {
 	if errors.Is(err, pgperrors.ErrUnknownIssuer) {
-		err = errors.New("there is no signature in it")
+		err = errors.New("it has no signature of a kind that is believed")
 	}
 	return fail(errs.Invalid, "the signature is neither one of minisign nor a detached one of OpenPGP: %s", printable(err.Error()))
 }

@@ -301,6 +301,7 @@ func TestOpenPGP(t *testing.T) {
 	brief := k.sign(t, "good@example.org", image, "--default-sig-expire", "1d")
 	toBeRevoked := k.sign(t, "revoked@example.org", image)
 	weak := k.sign(t, "good@example.org", image, "--digest-algo", "SHA1", "--allow-weak-digest-algos")
+	md5 := k.sign(t, subkey+"!", image, "--digest-algo", "MD5", "--allow-weak-digest-algos")
 	secret := k.gpg(t, "--passphrase", "", "--export-secret-keys", "good@example.org")
 	clear := k.gpg(t, "--local-user", "good@example.org", "--output", "-", "--clearsign", write(t, k.dir, "data", []byte("text\n")))
 
@@ -321,8 +322,9 @@ func TestOpenPGP(t *testing.T) {
 		{"revoked", k.revoke(t, "revoked"), toBeRevoked, image, now, errs.Unsafe, "is revoked"},
 		{"subkey of a revoked key", k.revoke(t, "subkey"), bySubkey, image, now, errs.Unsafe, "is revoked"},
 		{"SHA-1", k.good, weak, image, now, errs.Unsafe, "SHA-1, which is too weak"},
+		{"MD5", k.subkey, md5, image, now, errs.Invalid, "no signature of a kind"},
 		{"a text signature over an image", k.good, text, image, now, errs.Unsupported, "line ends"},
-		{"no signature", k.good, k.good, image, now, errs.Invalid, "no signature in it"},
+		{"no signature", k.good, k.good, image, now, errs.Invalid, "no signature of a kind"},
 		{"a clear signed text", k.good, clear, []byte("text\n"), now, errs.Unsupported, "line ends"},
 		{"nonsense", k.good, []byte("nonsense"), image, now, errs.Invalid, "neither one of minisign nor"},
 		{"cut short", k.good, sig[:len(sig)-5], image, now, errs.Invalid, "neither"},
