@@ -248,6 +248,7 @@ func (c *cutting) forward(near net.Conn, to string) {
 
 func TestGlance(t *testing.T) {
 	needRoot(t)
+	t.Parallel()
 	s := serve(t)
 	content := random(9 << 20)
 	id := upload(t, s.glance, "", disk("qcow2"), content)
@@ -368,6 +369,7 @@ func login(t *testing.T, keystone, user, password string) identity {
 
 func TestKeystone(t *testing.T) {
 	needRoot(t)
+	t.Parallel()
 	s := serve(t, "keystone")
 	admin := login(t, s.keystone, "admin", adminPassword)
 	create := func(who identity, path, noun string, fields map[string]any) string {
