@@ -6,6 +6,7 @@ package diskfmt
 import (
 	"fmt"
 	"io"
+	"strings"
 )
 
 // Format names a disk format. The zero value is no format and is never valid.
@@ -17,13 +18,54 @@ const (
 	Qcow2 Format = "qcow2"
 )
 
-// ParseFormat returns the format named s, or an error that lists the choices.
+// The formats that an image may come in, beside those.
+const (
+	VMDK  Format = "vmdk"
+	VHD   Format = "vhd"
+	VHDX  Format = "vhdx"
+	VDI   Format = "vdi"
+	Ploop Format = "ploop" // Parallels' disk image
+	ISO   Format = "iso"
+	LUKS  Format = "luks" // encrypted: opaque
+	OVA   Format = "ova"  // an archive with one disk and a description that says its format
+)
+
+// ParseFormat returns the volume format named s, or an error that lists the
+// choices.
 func ParseFormat(s string) (Format, error) {
-	switch f := Format(s); f {
-	case Raw, Qcow2:
-		return f, nil
+	return parse(s, "disk", Raw, Qcow2)
+}
+
+// ImageFormats returns what an image may be claimed to be.
+func ImageFormats() []Format {
+	return []Format{Raw, Qcow2, VMDK, VHD, VHDX, VDI, Ploop, ISO, LUKS, OVA}
+}
+
+// ParseImageFormat returns the image format named s, or an error that lists the
+// choices.
+func ParseImageFormat(s string) (Format, error) {
+	return parse(s, "image", ImageFormats()...)
+}
+
+// ExportFormats returns what a disk or an image can be written as.
+func ExportFormats() []Format { return []Format{Raw, Qcow2, VMDK, VHD, VHDX, VDI} }
+
+// ParseExportFormat returns the format named s that can be written, or an error
+// that lists the choices.
+func ParseExportFormat(s string) (Format, error) {
+	return parse(s, "export", ExportFormats()...)
+}
+
+func parse(s, of string, choices ...Format) (Format, error) {
+	names := make([]string, len(choices))
+	for i, f := range choices {
+		if string(f) == s {
+			return f, nil
+		}
+		names[i] = string(f)
 	}
-	return "", fmt.Errorf("%q is not a disk format tarn knows; use raw or qcow2", s)
+	last := len(names) - 1
+	return "", fmt.Errorf("%q is no %s format of tarn; use %s or %s", s, of, strings.Join(names[:last], ", "), names[last])
 }
 
 // ExtentKind says where the bytes of an extent come from.

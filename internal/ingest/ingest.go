@@ -37,11 +37,15 @@ type Source struct {
 	Stream io.Reader // read up to its end, or to Close
 	Size   int64     // bytes a stream announces, -1 unknown; ignored for a regular file
 	Name   string    // as the user named it, for messages
+	// Description is the DiskDescriptor.xml of a ploop image that comes with
+	// one; it is judged together with the image.
+	Description []byte
 }
 
 // Claim is what somebody says the bytes are.
 type Claim struct {
-	Format         string // raw, qcow2
+	Format         string // one of diskfmt.ImageFormats
+	Compression    string // what it is wrapped in, one of unpack.Names; "" nothing
 	SHA256         string // of the bytes as delivered, hex; "" claims nothing
 	MaxVirtualSize int64  // 0 means DefaultMaxVirtualSize
 	// MaxUnannounced bounds a stream that does not announce its size, in bytes:
