@@ -76,7 +76,7 @@ var may = []struct {
 	{"internal/plan", "diskfmt errs internal/disk"},
 	{"internal/journal", "errs internal/faults"},
 
-	{"internal/volio", "diskfmt diskfmt/qcow2 diskfmt/raw errs internal/blkio"},
+	{"internal/volio", "diskfmt diskfmt/qcow2 diskfmt/raw diskfmt/vdi diskfmt/vhd diskfmt/vhdx diskfmt/vmdk errs internal/blkio"},
 	{"internal/store", "diskfmt errs internal/disk internal/faults internal/journal"},
 	{"internal/store/sqlite", "errs internal/store"},
 	{"internal/store/postgres", "errs internal/store"},
@@ -87,7 +87,7 @@ var may = []struct {
 
 	{"internal/pool/dirdrv", "diskfmt errs internal/blkio internal/disk internal/faults internal/pool/driver"},
 	{"internal/pool/all", "internal/pool/dirdrv internal/pool/driver"},
-	{"internal/ingest", "api diskfmt diskfmt/qcow2/inspect errs internal/blkio internal/faults internal/hostexec internal/sniff"},
+	{"internal/ingest", "api diskfmt diskfmt/iso/inspect diskfmt/luks/inspect diskfmt/ova diskfmt/parallels/bundle diskfmt/parallels/inspect diskfmt/qcow2/inspect diskfmt/strict diskfmt/unpack diskfmt/vdi/inspect diskfmt/vhd/inspect diskfmt/vhdx/inspect diskfmt/vmdk/inspect errs internal/blkio internal/faults internal/hostexec internal/sniff"},
 
 	{"internal/pool", "diskfmt diskfmt/qcow2 errs internal/blkio internal/disk internal/plan internal/pool/driver internal/volio"},
 	{"internal/engine", "api diskfmt errs internal/blkio internal/disk internal/generate internal/ingest internal/journal internal/plan internal/pool internal/pool/driver internal/store internal/volio"},

@@ -59,6 +59,7 @@ type conversion struct {
 	count  *counter
 	source diskfmt.Reader // for jobs that are to be filled
 	digest *sourceDigest  // nil when somebody else computes it
+	flat   bool           // every byte lies in the digest's file where the guest has it
 
 	free  chan []byte
 	work  chan *job
@@ -305,7 +306,7 @@ func (c *conversion) chunks(ctx context.Context) error {
 			}
 			zero = e.Kind == diskfmt.Zero
 		}
-		if zero && (c.digest == nil || c.mapped() != nil) { // as many chunks as the run of zeroes has
+		if zero && (c.digest == nil || !c.flat) { // as many chunks as the run of zeroes has
 			j.n = max(j.n, int(e.End()/blkio.ChunkSize*blkio.ChunkSize-off))
 		}
 		if !zero {
@@ -322,21 +323,18 @@ func (c *conversion) chunks(ctx context.Context) error {
 	return nil
 }
 
-// mapped returns the source if it knows where in a file the guest's bytes lie;
-// the others have every byte where the guest has it.
-func (c *conversion) mapped() *inspect.Source {
-	s, _ := c.source.(*inspect.Source)
-	return s
-}
-
 // load fills the chunk, unless that was done, and notes where its bytes come
-// from where they are to be digested.
+// from where they are to be digested. A source that does not tell that where it
+// reads is digested on its own, at the same pace.
 func (c *conversion) load(j *job) error {
-	src := c.mapped()
+	src, mapped := c.source.(*inspect.Source)
 	switch {
-	case c.digest != nil && src == nil:
+	case c.digest == nil:
+	case c.flat:
 		j.pieces = []piece{{0, j.n, j.off}}
-	case c.digest != nil && j.fill && j.buf != nil:
+	case !mapped:
+		j.packed = int64(j.n)
+	case j.fill && j.buf != nil:
 		_, err := src.ReadMapped(j.buf[:j.n], j.off, func(m diskfmt.Mapping) {
 			switch {
 			case m.Compressed:

@@ -20,9 +20,9 @@ type guard struct {
 // what they expect to be written soon.
 const slack = 64 << 20
 
-// guardOf watches f, which is or becomes size bytes long and gets at most data
-// bytes.
-func guardOf(f *os.File, size, data int64) (guard, error) {
+// guardOf watches f, which has size bytes at least, becomes no longer than
+// longest and gets at most data bytes.
+func guardOf(f *os.File, size, longest, data int64) (guard, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return guard{}, err
@@ -33,7 +33,7 @@ func guardOf(f *os.File, size, data int64) (guard, error) {
 	if st.Size < size {
 		return guard{}, errs.New(errs.Internal, "", "", "the output has %d bytes, the image %d", st.Size, size)
 	}
-	return guard{f: f, size: max(st.Size, data), blocks: st.Blocks*512 + 2*data + slack}, nil
+	return guard{f: f, size: max(st.Size, longest), blocks: st.Blocks*512 + 2*data + slack}, nil
 }
 
 func checkGuards(guards []guard) error {

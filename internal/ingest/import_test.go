@@ -17,6 +17,7 @@ import (
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
+	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/blkio"
 )
@@ -322,7 +323,7 @@ func TestWhatIsNotRegularIsRefused(t *testing.T) {
 		}
 		_, err = Open(t.Context(), Config{}, Source{File: f, Name: row.name}, Claim{Format: "raw"})
 		f.Close()
-		refusal{errs.Unsafe, ClassNotRegular, row.text}.check(t, row.path, err)
+		refusal{errs.Unsafe, strict.NotRegular, row.text}.check(t, row.path, err)
 	}
 }
 
@@ -344,14 +345,14 @@ func TestRawRefusals(t *testing.T) {
 		claim Claim
 		want  refusal
 	}{
-		{"empty", nil, 0, Claim{Format: "raw"}, refusal{errs.Unsafe, ClassEmpty, "no bytes"}},
-		{"unknown format", disk, int64(len(disk)), Claim{Format: "vmdk"}, refusal{errs.Unsafe, ClassFormat, "vmdk"}},
+		{"empty", nil, 0, Claim{Format: "raw"}, refusal{errs.Unsafe, strict.Empty, "no bytes"}},
+		{"unknown format", disk, int64(len(disk)), Claim{Format: "dmg"}, refusal{errs.Unsafe, strict.Format, "dmg"}},
 		{"bad checksum", disk, int64(len(disk)), Claim{Format: "raw", SHA256: "12"}, refusal{errs.Invalid, "", "64 digits"}},
-		{"qcow2", at(0, "QFI\xfb\x00\x00\x00\x03"), int64(len(disk)), Claim{Format: "raw"}, refusal{errs.Unsafe, ClassMismatch, "look like qcow2"}},
-		{"gzip", at(0, "\x1f\x8b\x08"), int64(len(disk)), Claim{Format: "raw"}, refusal{errs.Unsafe, ClassMismatch, "look like gzip"}},
-		{"vhd at the end", at(len(disk)-512, "conectix"), int64(len(disk)), Claim{Format: "raw"}, refusal{errs.Unsafe, ClassMismatch, "look like VHD"}},
-		{"too large", disk, int64(len(disk)), Claim{Format: "raw", MaxVirtualSize: mib}, refusal{errs.Unsafe, ClassLimit, "virtual size of 5242880"}},
-		{"wrong digest", disk, int64(len(disk)), Claim{Format: "raw", SHA256: flipped}, refusal{errs.Unsafe, ClassChecksum, sha256Of(disk)}},
+		{"qcow2", at(0, "QFI\xfb\x00\x00\x00\x03"), int64(len(disk)), Claim{Format: "raw"}, refusal{errs.Unsafe, strict.Mismatch, "look like qcow2"}},
+		{"gzip", at(0, "\x1f\x8b\x08"), int64(len(disk)), Claim{Format: "raw"}, refusal{errs.Unsafe, strict.Mismatch, "look like gzip"}},
+		{"vhd at the end", at(len(disk)-512, "conectix"), int64(len(disk)), Claim{Format: "raw"}, refusal{errs.Unsafe, strict.Mismatch, "look like VHD"}},
+		{"too large", disk, int64(len(disk)), Claim{Format: "raw", MaxVirtualSize: mib}, refusal{errs.Unsafe, strict.Quota, "virtual size is 5242880"}},
+		{"wrong digest", disk, int64(len(disk)), Claim{Format: "raw", SHA256: flipped}, refusal{errs.Unsafe, strict.Checksum, sha256Of(disk)}},
 	} {
 		_, err := importSource(t.Context(), t, Source{File: writeFile(t, row.bytes), Name: "f"}, row.claim)
 		row.want.check(t, row.name+", file", err)
@@ -364,9 +365,9 @@ func TestRawRefusals(t *testing.T) {
 		max  int64
 		want refusal
 	}{
-		{"short", int64(len(disk)) + 1, 0, refusal{errs.Unsafe, ClassTruncated, "after 5242880 of the 5242881"}},
-		{"long", int64(len(disk)) - 1, 0, refusal{errs.Unsafe, ClassCorrupt, "5242879"}},
-		{"more than reserved", -1, mib, refusal{errs.Unsafe, ClassQuota, "1048576"}},
+		{"short", int64(len(disk)) + 1, 0, refusal{errs.Unsafe, strict.Truncated, "after 5242880 of the 5242881"}},
+		{"long", int64(len(disk)) - 1, 0, refusal{errs.Unsafe, strict.Corrupt, "5242879"}},
+		{"more than reserved", -1, mib, refusal{errs.Unsafe, strict.Quota, "1048576"}},
 	} {
 		_, err := importSource(t.Context(), t, Source{Stream: bytes.NewReader(disk), Size: row.size}, Claim{Format: "raw", MaxUnannounced: row.max})
 		row.want.check(t, row.name, err)
@@ -405,7 +406,7 @@ func TestInspectRaw(t *testing.T) {
 		t.Errorf("got %+v, %v", v, err)
 	}
 	v, err = Inspect(t.Context(), Config{}, Source{File: writeFile(t, []byte("\x1f\x8b\x08"))}, Claim{Format: "raw"})
-	if err != nil || v.Verdict != "reject" || v.Error != ClassMismatch || v.Detail == "" || v.Hint == "" {
+	if err != nil || v.Verdict != "reject" || v.Error != strict.Mismatch || v.Detail == "" || v.Hint == "" {
 		t.Errorf("got %+v, %v", v, err)
 	}
 }

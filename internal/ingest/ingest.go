@@ -15,17 +15,23 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/diskfmt/strict"
+	"github.com/tarn-storage/tarn/diskfmt/unpack"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/hostexec"
 )
 
 // DefaultMaxVirtualSize is the largest virtual size that a claim may have
 // unless it says less.
-const DefaultMaxVirtualSize = 64 << 40
+const DefaultMaxVirtualSize = strict.DefaultSize
+
+// PloopImage is the file of a ploop image that a description may name.
+const PloopImage = "root.hds"
 
 // Stdin is the name of a source whose descriptor may be a pipe or socket.
 const Stdin = "-"
@@ -48,8 +54,9 @@ type Claim struct {
 	Compression    string // what it is wrapped in, one of unpack.Names; "" nothing
 	SHA256         string // of the bytes as delivered, hex; "" claims nothing
 	MaxVirtualSize int64  // 0 means DefaultMaxVirtualSize
-	// MaxUnannounced bounds a stream that does not announce its size, in bytes:
-	// what the caller can reserve. 0 means MaxVirtualSize.
+	// MaxUnannounced bounds what comes in turn and does not announce its size, a
+	// stream or what a packed source holds, and the data that such content may
+	// have, in bytes: what the caller can reserve. 0 means MaxVirtualSize.
 	MaxUnannounced int64
 }
 
@@ -87,7 +94,7 @@ func (c Config) withDefaults() Config {
 // Header is the verdict on what stands before the data.
 type Header struct {
 	Format      diskfmt.Format `json:"format"`
-	VirtualSize int64          `json:"virtual_size"` // -1: a raw stream that does not announce its size
+	VirtualSize int64          `json:"virtual_size"` // -1: of what comes in turn, known at its end
 	Features    []string       `json:"features"`
 	MaxData     int64          `json:"max_data"`  // a conversion writes at most so many bytes
 	MaxSpool    int64          `json:"max_spool"` // and so many into a spool; 0: it needs none
@@ -145,8 +152,11 @@ func dryRun(ctx context.Context, cfg Config, src Source, claim Claim, v *api.Ver
 
 // check validates the claim and fills in its defaults.
 func (c *Claim) check() error {
-	if _, err := diskfmt.ParseFormat(c.Format); err != nil {
-		return refuse(ClassFormat, "%w", err)
+	if _, err := diskfmt.ParseImageFormat(c.Format); err != nil {
+		return strict.Refuse(strict.Format, "%w", err)
+	}
+	if c.Compression != "" && !unpack.Known(c.Compression) {
+		return strict.Refuse(strict.Format, "%q is no compression of images; use %s", cut(c.Compression, 80), strings.Join(unpack.Names(), ", "))
 	}
 	if c.SHA256 != "" {
 		if b, err := hex.DecodeString(c.SHA256); err != nil || len(b) != 32 {

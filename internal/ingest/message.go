@@ -31,12 +31,14 @@ const maxPassed = 2
 
 // judge is the first request: what the source is claimed to be.
 type judge struct {
-	Format     string `json:"format"`
-	Stream     bool   `json:"stream"`
-	Size       int64  `json:"size"` // of the file, or what a stream announces; -1 unknown
-	MaxVirtual int64  `json:"max_virtual"`
-	MaxData    int64  `json:"max_data"` // of a stream that does not announce its size
-	Threads    int    `json:"threads"`
+	Format      string `json:"format"`
+	Compression string `json:"compression,omitempty"`
+	Stream      bool   `json:"stream"`
+	Size        int64  `json:"size"` // of the file, or what a stream announces; -1 unknown
+	MaxVirtual  int64  `json:"max_virtual"`
+	MaxData     int64  `json:"max_data"` // of what does not announce its size
+	Threads     int    `json:"threads"`
+	Described   bool   `json:"described,omitempty"` // a description comes with the message
 }
 
 // convert is the second request. Output comes with the message unless Dry; the
@@ -75,32 +77,13 @@ type failure struct {
 	Hint    string    `json:"hint,omitempty"`
 }
 
-// Class of a refusal by the gate.
+// What a worker may say at most.
 const (
-	ClassEmpty       = "EMPTY"
-	ClassMismatch    = "FORMAT_MISMATCH"
-	ClassFormat      = "UNSUPPORTED_FORMAT"
-	ClassVersion     = "UNSUPPORTED_VERSION"
-	ClassFeature     = "UNSUPPORTED_FEATURE"
-	ClassExternal    = "EXTERNAL_REFERENCE"
-	ClassTruncated   = "TRUNCATED"
-	ClassCorrupt     = "CORRUPT"
-	ClassOverlap     = "OVERLAP"
-	ClassLimit       = "LIMIT"
-	ClassQuota       = "QUOTA"
-	ClassDirty       = "DIRTY"
-	ClassChecksum    = "CHECKSUM"
-	ClassNotRegular  = "NOT_REGULAR"
 	maxFailureText   = 2 << 10
 	maxClassLength   = 32
 	maxFeatures      = 32
 	maxFeatureLength = 64
 )
-
-// refuse is a refusal by the gate.
-func refuse(class, format string, args ...any) *errs.Error {
-	return errs.New(errs.Unsafe, "", "", format, args...).WithClass(class)
-}
 
 // failureOf packs an error. Texts that quote an image may hold anything; they
 // are cut here and cleaned on the other side.

@@ -8,6 +8,7 @@ import (
 	"io"
 
 	"github.com/tarn-storage/tarn/diskfmt/qcow2/inspect"
+	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/errs"
 )
 
@@ -67,13 +68,14 @@ func qcow2Header(rep inspect.Report) Header {
 
 // hints say what to do about a refusal.
 var hints = map[string]string{
-	ClassMismatch: "say --format raw if it is a raw disk",
-	ClassExternal: "flatten the image first: qemu-img convert on the machine it comes from",
-	ClassDirty:    "repair the image first: qemu-img check -r all",
-	ClassCorrupt:  "fetch the image again, or repair it: qemu-img check",
-	ClassOverlap:  "fetch the image again, or repair it: qemu-img check",
-	ClassFeature:  "convert the image first: qemu-img convert -O qcow2",
-	ClassVersion:  "convert the image first: qemu-img convert -O qcow2",
+	strict.Quota:    "allow it with --max-virtual-size if you trust the image",
+	strict.Mismatch: "say --format raw if it is a raw disk",
+	strict.External: "flatten the image first: qemu-img convert on the machine it comes from",
+	strict.Dirty:    "repair the image first: qemu-img check -r all",
+	strict.Corrupt:  "fetch the image again, or repair it: qemu-img check",
+	strict.Overlap:  "fetch the image again, or repair it: qemu-img check",
+	strict.Feature:  "convert the image first: qemu-img convert -O qcow2",
+	strict.Version:  "convert the image first: qemu-img convert -O qcow2",
 }
 
 func hinted(err error) error {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tarn-storage/tarn/diskfmt/qcow2"
+	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/test/system/canary"
 )
@@ -134,31 +135,31 @@ func hostile(t *testing.T, canary string) map[string]struct {
 	smallL1 := int(beAt(small, 40))
 	smallL2 := func(i int) int { return int(beAt(small, uint64(smallL1+8*i)) & offsetBits) }
 	rows := map[string]row{
-		"data on a later L2 table":     {put(small, smallL2(0)+8*100, be64(uint64(smallL2(2))|1<<63)...), refusal{errs.Unsafe, ClassOverlap, "lies already"}},
-		"two L1 entries for one table": {put(small, smallL1+8, small[smallL1:smallL1+8]...), refusal{errs.Unsafe, ClassOverlap, "same cluster"}},
-		"empty":                        {nil, refusal{errs.Unsafe, ClassEmpty, "no bytes"}},
-		"raw":                          {mixed(1, mib), refusal{errs.Unsafe, ClassMismatch, "magic"}},
-		"gzip":                         {put(mixed(1, mib), 0, 0x1f, 0x8b, 8), refusal{errs.Unsafe, ClassMismatch, "gzip"}},
-		"version 1":                    {put(plain, 4, 0, 0, 0, 1), refusal{errs.Unsafe, ClassMismatch, "qcow version 1"}},
-		"version 4":                    {put(plain, 4, 0, 0, 0, 4), refusal{errs.Unsafe, ClassVersion, "version 4"}},
-		"dirty":                        {put(plain, 79, 1), refusal{errs.Unsafe, ClassDirty, "dirty"}},
-		"corrupt":                      {put(plain, 79, 2), refusal{errs.Unsafe, ClassCorrupt, "corrupt"}},
-		"data file bit":                {put(plain, 79, 4), refusal{errs.Unsafe, ClassExternal, "another file"}},
-		"unknown feature":              {put(plain, 79, 0x80), refusal{errs.Unsafe, ClassFeature, "unknown"}},
-		"encrypted":                    {put(plain, 35, 2), refusal{errs.Unsafe, ClassFeature, "encrypted"}},
-		"65 TiB":                       {put(plain, 24, be64(65<<40)...), refusal{errs.Unsafe, ClassLimit, "virtual size"}},
-		"64 TiB":                       {put(plain, 24, be64(64<<40)...), refusal{errs.Unsafe, ClassCorrupt, "L1 table"}},
-		"size -1":                      {put(plain, 24, be64(1<<64-512)...), refusal{errs.Unsafe, ClassLimit, "virtual size"}},
-		"cluster bits 63":              {put(plain, 20, 0, 0, 0, 63), refusal{errs.Unsafe, ClassCorrupt, "cluster_bits"}},
-		"L1 past the end":              {put(plain, 40, be64(1<<40)...), refusal{errs.Unsafe, ClassTruncated, "L1"}},
-		"L1 on the header":             {put(plain, 40, be64(0)...), refusal{errs.Unsafe, ClassCorrupt, "L1"}},
-		"truncated":                    {plain[:len(plain)-64*kib], refusal{errs.Unsafe, ClassTruncated, "end of the file"}},
-		"cut in the header":            {plain[:50], refusal{errs.Unsafe, ClassTruncated, "50 bytes"}},
-		"two entries for one cluster":  {put(plain, l2+8, plain[l2:l2+8]...), refusal{errs.Unsafe, ClassOverlap, "lies already"}},
-		"data on the L1 table":         {put(plain, l2, be64(uint64(l1)|1<<63)...), refusal{errs.Unsafe, ClassOverlap, "lies already"}},
-		"bad deflate":                  {put(zlib, 5*64*kib+100, bytes.Repeat([]byte{0xff}, 64*kib)...), refusal{errs.Unsafe, ClassCorrupt, "compressed"}},
-		"VHD footer":                   {append(bytes.Clone(plain), put(make([]byte, 512), 0, []byte("conectix")...)...), refusal{errs.Unsafe, ClassMismatch, "VHD"}},
-		"VDI signature":                {put(plain, 0x40, 0x7f, 0x10, 0xda, 0xbe), refusal{errs.Unsafe, ClassMismatch, "VDI"}},
+		"data on a later L2 table":     {put(small, smallL2(0)+8*100, be64(uint64(smallL2(2))|1<<63)...), refusal{errs.Unsafe, strict.Overlap, "lies already"}},
+		"two L1 entries for one table": {put(small, smallL1+8, small[smallL1:smallL1+8]...), refusal{errs.Unsafe, strict.Overlap, "same cluster"}},
+		"empty":                        {nil, refusal{errs.Unsafe, strict.Empty, "no bytes"}},
+		"raw":                          {mixed(1, mib), refusal{errs.Unsafe, strict.Mismatch, "magic"}},
+		"gzip":                         {put(mixed(1, mib), 0, 0x1f, 0x8b, 8), refusal{errs.Unsafe, strict.Mismatch, "gzip"}},
+		"version 1":                    {put(plain, 4, 0, 0, 0, 1), refusal{errs.Unsafe, strict.Mismatch, "qcow version 1"}},
+		"version 4":                    {put(plain, 4, 0, 0, 0, 4), refusal{errs.Unsafe, strict.Version, "version 4"}},
+		"dirty":                        {put(plain, 79, 1), refusal{errs.Unsafe, strict.Dirty, "dirty"}},
+		"corrupt":                      {put(plain, 79, 2), refusal{errs.Unsafe, strict.Corrupt, "corrupt"}},
+		"data file bit":                {put(plain, 79, 4), refusal{errs.Unsafe, strict.External, "another file"}},
+		"unknown feature":              {put(plain, 79, 0x80), refusal{errs.Unsafe, strict.Feature, "unknown"}},
+		"encrypted":                    {put(plain, 35, 2), refusal{errs.Unsafe, strict.Feature, "encrypted"}},
+		"65 TiB":                       {put(plain, 24, be64(65<<40)...), refusal{errs.Unsafe, strict.Quota, "virtual size"}},
+		"64 TiB":                       {put(plain, 24, be64(64<<40)...), refusal{errs.Unsafe, strict.Corrupt, "L1 table"}},
+		"size -1":                      {put(plain, 24, be64(1<<64-512)...), refusal{errs.Unsafe, strict.Quota, "virtual size"}},
+		"cluster bits 63":              {put(plain, 20, 0, 0, 0, 63), refusal{errs.Unsafe, strict.Corrupt, "cluster_bits"}},
+		"L1 past the end":              {put(plain, 40, be64(1<<40)...), refusal{errs.Unsafe, strict.Truncated, "L1"}},
+		"L1 on the header":             {put(plain, 40, be64(0)...), refusal{errs.Unsafe, strict.Corrupt, "L1"}},
+		"truncated":                    {plain[:len(plain)-64*kib], refusal{errs.Unsafe, strict.Truncated, "end of the file"}},
+		"cut in the header":            {plain[:50], refusal{errs.Unsafe, strict.Truncated, "50 bytes"}},
+		"two entries for one cluster":  {put(plain, l2+8, plain[l2:l2+8]...), refusal{errs.Unsafe, strict.Overlap, "lies already"}},
+		"data on the L1 table":         {put(plain, l2, be64(uint64(l1)|1<<63)...), refusal{errs.Unsafe, strict.Overlap, "lies already"}},
+		"bad deflate":                  {put(zlib, 5*64*kib+100, bytes.Repeat([]byte{0xff}, 64*kib)...), refusal{errs.Unsafe, strict.Corrupt, "compressed"}},
+		"VHD footer":                   {append(bytes.Clone(plain), put(make([]byte, 512), 0, []byte("conectix")...)...), refusal{errs.Unsafe, strict.Mismatch, "VHD"}},
+		"VDI signature":                {put(plain, 0x40, 0x7f, 0x10, 0xda, 0xbe), refusal{errs.Unsafe, strict.Mismatch, "VDI"}},
 	}
 	for name, args := range map[string][]string{
 		"backing file":       {"-b", canary, "-F", "raw"},
@@ -176,7 +177,7 @@ func hostile(t *testing.T, canary string) map[string]struct {
 			t.Fatal(err)
 		}
 		b = bytes.ReplaceAll(b, []byte(canary+".data"), []byte(canary+"\x00\x00\x00\x00\x00"))
-		rows[name] = row{b, refusal{errs.Unsafe, ClassExternal, ""}}
+		rows[name] = row{b, refusal{errs.Unsafe, strict.External, ""}}
 	}
 	return rows
 }
@@ -193,7 +194,7 @@ func TestHostileQcow2(t *testing.T) {
 			t.Errorf("%s: a refused image has a result: %+v", name, got.result)
 		}
 		_, err = importSource(t.Context(), t, Source{Stream: bytes.NewReader(row.file), Size: int64(len(row.file))}, Claim{Format: "qcow2"})
-		if want := row.want; want.class != ClassExternal || err == nil {
+		if want := row.want; want.class != strict.External || err == nil {
 			want.check(t, name+" as a stream", err)
 		}
 		v, err := Inspect(t.Context(), Config{}, Source{File: writeFile(t, row.file)}, Claim{Format: "qcow2"})
@@ -212,7 +213,7 @@ func TestQcow2AsRaw(t *testing.T) {
 			continue
 		}
 		_, err := importSource(t.Context(), t, Source{File: writeFile(t, row.file)}, Claim{Format: "raw"})
-		refusal{errs.Unsafe, ClassMismatch, "look like"}.check(t, name, err)
+		refusal{errs.Unsafe, strict.Mismatch, "look like"}.check(t, name, err)
 	}
 	c.AssertNeverOpened(t)
 }
@@ -223,10 +224,10 @@ func TestWrongDigestOfQcow2(t *testing.T) {
 	file[len(file)-1] ^= 1 // the last byte of the last data cluster
 	for _, src := range []Source{{File: writeFile(t, file)}, {Stream: bytes.NewReader(file), Size: int64(len(file))}} {
 		_, err := importSource(t.Context(), t, src, Claim{Format: "qcow2", SHA256: sum})
-		refusal{errs.Unsafe, ClassChecksum, sum}.check(t, "flipped bit", err)
+		refusal{errs.Unsafe, strict.Checksum, sum}.check(t, "flipped bit", err)
 	}
 	_, err := importSource(t.Context(), t, Source{Stream: bytes.NewReader(file[:len(file)-1]), Size: int64(len(file))}, Claim{Format: "qcow2"})
-	refusal{errs.Unsafe, ClassTruncated, "ended after"}.check(t, "short body", err)
+	refusal{errs.Unsafe, strict.Truncated, "ended after"}.check(t, "short body", err)
 }
 
 // TestSpool looks at how much of a stream waits: nothing but tables where they

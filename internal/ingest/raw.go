@@ -4,13 +4,15 @@ import (
 	"io"
 
 	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/diskfmt/strict"
+	"github.com/tarn-storage/tarn/diskfmt/unpack"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/sniff"
 )
 
 // rawFile is a raw source: the file's bytes are the guest's.
 type rawFile struct {
-	descriptor
+	file
 	size int64
 }
 
@@ -67,25 +69,26 @@ func ends(r io.ReaderAt, size int64) (head, tail []byte, err error) {
 }
 
 // checkLooks refuses bytes that look like another format than the one claimed.
-// A raw disk may hold an optical disc, and nothing else that wraps bytes; what
-// partition tables and file systems say is the guest's business.
+// A raw disk may hold an optical disc, an optical disc two file systems, and
+// neither anything else that wraps bytes; what partition tables and file systems
+// say is the guest's business.
 func checkLooks(claimed diskfmt.Format, head, tail []byte, size int64) error {
 	for _, g := range sniff.Look(head, tail, size) {
-		switch {
-		case g.Format == claimed, claimed == diskfmt.Raw && g.Kind == sniff.OpticalDisc:
-		case g.Format != "":
-			return refuse(ClassMismatch, "the bytes look like %s, not like %s", g.Name, claimed).
-				WithHint("say --format %s if that is what the image is", g.Format)
-		case g.Kind == sniff.Compressed || g.Kind == sniff.Archive:
-			return refuse(ClassMismatch, "the bytes look like %s, not like %s", g.Name, claimed).
-				WithHint("unpack the image first")
-		case g.Kind == sniff.Encrypted:
-			return refuse(ClassMismatch, "the bytes look like %s, not like %s", g.Name, claimed).
-				WithHint("encrypted images cannot be imported")
-		default:
-			return refuse(ClassMismatch, "the bytes look like %s, not like %s", g.Name, claimed).
-				WithHint("convert the image to raw or qcow2 first")
+		if g.Format == claimed || g.Kind == sniff.OpticalDisc && (claimed == diskfmt.Raw || claimed == diskfmt.ISO) {
+			continue
 		}
+		e := strict.Refuse(strict.Mismatch, "the bytes look like %s, not like %s", g.Name, claimed)
+		switch {
+		case g.Kind == sniff.Compressed && unpack.Known(g.Name):
+			return e.WithHint("say --compression %s if the image is compressed", g.Name)
+		case g.Format == "" && (g.Kind == sniff.Compressed || g.Kind == sniff.Archive):
+			return e.WithHint("unpack the image first")
+		case g.Kind == sniff.Archive:
+			return e.WithHint("say --format %s if a description in OVF comes first in it; else unpack the image", g.Format)
+		case g.Format != "":
+			return e.WithHint("say --format %s if that is what the image is", g.Format)
+		}
+		return e.WithHint("convert the image to raw or qcow2 first")
 	}
 	return nil
 }
@@ -95,12 +98,8 @@ func errChanged() *errs.Error {
 		WithHint("import it again when nobody writes to it")
 }
 
-func errEmpty() *errs.Error { return refuse(ClassEmpty, "the image has no bytes") }
+func errEmpty() *errs.Error { return strict.Refuse(strict.Empty, "the image has no bytes") }
 
 func errShort(got, want int64) *errs.Error {
-	return refuse(ClassTruncated, "the stream ended after %d of the %d bytes that were announced", got, want)
-}
-
-func errTooLarge(size, limit int64) *errs.Error {
-	return refuse(ClassLimit, "the image has a virtual size of %d bytes, %d is the most", size, limit)
+	return strict.Refuse(strict.Truncated, "the stream ended after %d of the %d bytes that were announced", got, want)
 }

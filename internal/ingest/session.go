@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/faults"
 	"github.com/tarn-storage/tarn/internal/hostexec"
@@ -55,7 +56,7 @@ func (s *Session) open(ctx context.Context, src Source) error {
 	if err := s.claim.check(); err != nil {
 		return err
 	}
-	j := judge{Format: s.claim.Format, Size: src.Size, MaxVirtual: s.claim.MaxVirtualSize, MaxData: s.claim.MaxUnannounced, Threads: s.cfg.Threads}
+	j := judge{Format: s.claim.Format, Compression: s.claim.Compression, Size: src.Size, MaxVirtual: s.claim.MaxVirtualSize, MaxData: s.claim.MaxUnannounced, Threads: s.cfg.Threads}
 	if j.Threads <= 0 {
 		j.Threads = runtime.GOMAXPROCS(0)
 	}
@@ -74,7 +75,7 @@ func (s *Session) open(ctx context.Context, src Source) error {
 	if src.File == nil {
 		go s.feed(src.Stream)
 	}
-	if err := s.ask(request{Judge: &j}, nil); err != nil {
+	if err := s.claimed(j, src.Description); err != nil {
 		return err
 	}
 	limit := s.cfg.Verdict
@@ -89,6 +90,24 @@ func (s *Session) open(ctx context.Context, src Source) error {
 		return s.nonsense("it gave no verdict")
 	}
 	return s.checkHeader(*r.Header, j)
+}
+
+// claimed sends the claim and, where there is one, the description.
+func (s *Session) claimed(j judge, description []byte) error {
+	if description == nil {
+		return s.ask(request{Judge: &j}, nil)
+	}
+	fd, err := unix.MemfdCreate("description", unix.MFD_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), "description")
+	defer f.Close()
+	if _, err := f.Write(description); err != nil {
+		return err
+	}
+	j.Described = true
+	return s.ask(request{Judge: &j}, []*os.File{f})
 }
 
 // input returns the worker's source descriptor and completes j. For a Stream
@@ -120,7 +139,7 @@ func (s *Session) input(src Source, j *judge) (*os.File, error) {
 			j.Size = -1
 		}
 	default:
-		return nil, refuse(ClassNotRegular, "it is %s, not a regular file", fileType(mode)).
+		return nil, strict.Refuse(strict.NotRegular, "it is %s, not a regular file", fileType(mode)).
 			WithHint("name a file, or - to read standard input from a pipe")
 	}
 	return src.File, nil
@@ -197,7 +216,7 @@ func (s *Session) Header() Header { return s.header }
 func (s *Session) Convert(ctx context.Context, dst *os.File, spool func() (*os.File, error), progress func(done, total int64)) (Result, error) {
 	r, err := s.convert(ctx, dst, spool, progress)
 	if want := strings.ToLower(s.claim.SHA256); err == nil && want != "" && want != r.SourceSHA256 {
-		err = refuse(ClassChecksum, "the bytes have the SHA-256 %s, not %s", r.SourceSHA256, want).
+		err = strict.Refuse(strict.Checksum, "the bytes have the SHA-256 %s, not %s", r.SourceSHA256, want).
 			WithHint("fetch the image again and compare with its publisher's checksum")
 	}
 	if err != nil {
@@ -241,7 +260,12 @@ func (s *Session) convert(ctx context.Context, dst *os.File, spool func() (*os.F
 // outputs returns the files that the worker writes, and what watches them.
 func (s *Session) outputs(dst *os.File, spool func() (*os.File, error)) (files []*os.File, guards []guard, err error) {
 	if dst != nil {
-		g, err := guardOf(dst, max(s.header.VirtualSize, 0), s.header.MaxData)
+		size := s.header.VirtualSize
+		longest := size
+		if size < 0 { // its last byte may lie anywhere
+			size, longest = 0, s.claim.MaxVirtualSize
+		}
+		g, err := guardOf(dst, size, longest, s.header.MaxData)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -252,7 +276,7 @@ func (s *Session) outputs(dst *os.File, spool func() (*os.File, error)) (files [
 		if err != nil {
 			return nil, nil, err
 		}
-		g, err := guardOf(f, 0, s.header.MaxSpool)
+		g, err := guardOf(f, 0, s.header.MaxSpool, s.header.MaxSpool)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -361,8 +385,8 @@ func (s *Session) checkHeader(h Header, j judge) error {
 	switch {
 	case string(h.Format) != j.Format,
 		h.VirtualSize > s.claim.MaxVirtualSize,
-		h.VirtualSize < 0 && (!j.Stream || j.Size >= 0),
-		h.MaxData < 0, h.MaxSpool < 0, h.MaxSpool > 0 && !j.Stream,
+		(h.VirtualSize < 0 || h.MaxSpool > 0) && !j.Stream && j.Compression == "",
+		h.MaxData < 0, h.MaxSpool < 0,
 		len(h.Features) > maxFeatures:
 		return s.nonsense("its verdict contradicts the claim")
 	}

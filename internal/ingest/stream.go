@@ -1,8 +1,14 @@
 package ingest
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"hash"
 	"io"
 
+	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/diskfmt/strict"
+	"github.com/tarn-storage/tarn/diskfmt/unpack"
 	"github.com/tarn-storage/tarn/internal/sniff"
 )
 
@@ -18,11 +24,6 @@ type stream struct {
 	last []byte
 }
 
-// whole returns the stream from its first byte.
-func (im *intake) whole() *stream {
-	return &stream{head: im.head, r: im.src, size: im.Size, max: im.MaxData}
-}
-
 func (s *stream) Read(p []byte) (int, error) {
 	n, err := 0, error(nil)
 	if len(s.head) > 0 {
@@ -36,12 +37,148 @@ func (s *stream) Read(p []byte) (int, error) {
 	s.last = s.last[max(0, len(s.last)-sniff.TailSize):]
 	switch {
 	case s.size >= 0 && s.n > s.size:
-		return 0, refuse(ClassCorrupt, "the stream goes on behind the %d bytes that were announced", s.size)
+		return 0, strict.Refuse(strict.Corrupt, "the stream goes on behind the %d bytes that were announced", s.size)
 	case s.size < 0 && s.n > s.max:
-		return 0, refuse(ClassQuota, "the stream has more than the %d bytes reserved for it", s.max).
+		return 0, strict.Refuse(strict.Quota, "the stream has more than the %d bytes reserved for it", s.max).
 			WithHint("make room in the pool, or import from a file, whose size is known")
 	case err == io.EOF && s.size >= 0 && s.n < s.size:
 		return 0, errShort(s.n, s.size)
 	}
 	return n, err
+}
+
+// packed is what a source delivers when that is compressed: bytes to be hashed
+// on their way to the decompressor.
+type packed struct {
+	*stream
+	sum      hash.Hash
+	unpacked io.ReadCloser
+}
+
+func (p *packed) Read(b []byte) (int, error) {
+	n, err := p.stream.Read(b)
+	p.sum.Write(b[:n])
+	return n, err
+}
+
+// sequential reads a file of size bytes from its start.
+type sequential struct {
+	r         io.ReaderAt
+	pos, size int64
+}
+
+func (s *sequential) Read(p []byte) (int, error) {
+	n := min(int64(len(p)), s.size-s.pos)
+	if n == 0 {
+		return 0, io.EOF
+	}
+	got, err := s.r.ReadAt(p[:n], s.pos)
+	s.pos += int64(got)
+	if err == io.EOF {
+		err = errChanged()
+	}
+	return got, err
+}
+
+// openStream judges what comes in turn, a stream or what a compressed file
+// holds, by its first bytes.
+func (im *intake) openStream() (Header, error) {
+	format := im.stored(diskfmt.Format(im.Format))
+	im.content = &stream{r: im.src, size: im.Size, max: im.MaxData}
+	if im.Compression != "" {
+		if err := im.unpack(); err != nil {
+			return Header{}, err
+		}
+	}
+	im.head = make([]byte, max(sniff.HeadSize, doors[format].head))
+	if format == diskfmt.Qcow2 {
+		im.head = make([]byte, maxHeader)
+	}
+	n, err := io.ReadFull(im.content.r, im.head)
+	im.head = im.head[:n]
+	im.content.head = im.head
+	switch {
+	case err == io.EOF || err == io.ErrUnexpectedEOF:
+		if im.content.size < 0 {
+			im.content.size = int64(n)
+		}
+		if im.content.size == 0 {
+			return Header{}, errEmpty()
+		}
+		if int64(n) < im.content.size {
+			return Header{}, errShort(int64(n), im.content.size)
+		}
+	case err != nil:
+		return Header{}, err
+	}
+	if err := checkLooks(format, im.head[:min(n, sniff.HeadSize)], nil, 0); err != nil {
+		return Header{}, err
+	}
+	h, err := im.judgeHead(format)
+	return h, hinted(err)
+}
+
+// unpack puts the decompressor between what is delivered and the content.
+func (im *intake) unpack() error {
+	if !im.Stream {
+		im.content.r = &sequential{r: im.src, size: im.Size}
+	}
+	im.packed = &packed{stream: im.content, sum: sha256.New()}
+	r, err := unpack.NewReader(im.Compression, im.packed)
+	im.packed.unpacked = r
+	im.content = &stream{r: r, size: -1, max: im.MaxData}
+	return err
+}
+
+// judgeHead judges the first bytes of content that comes in turn. Its size is
+// known, or it has at most as many bytes as are reserved.
+func (im *intake) judgeHead(format diskfmt.Format) (Header, error) {
+	size, most := im.content.size, im.content.size
+	if size < 0 {
+		most = im.MaxData
+	}
+	h := Header{Format: format, VirtualSize: size, MaxData: most, MaxSpool: most, Features: []string{}}
+	d := doors[format]
+	switch {
+	case format == diskfmt.Qcow2:
+		h, err := im.judgeQcow2(im.head, most)
+		h.MaxSpool, im.size = most, h.VirtualSize
+		return h, err
+	case format == diskfmt.Raw:
+		h.MaxSpool = 0
+	case d.header == nil: // the size is in the tables
+		h.VirtualSize, h.MaxData = -1, im.MaxData
+		return h, nil
+	default:
+		rep, err := d.header(bytes.NewReader(im.head), most, im.limits())
+		if err != nil {
+			return h, err
+		}
+		h.Features = append(h.Features, rep.Features...)
+		if !d.flat {
+			h.VirtualSize, h.MaxData = rep.VirtualSize, rep.VirtualSize
+		}
+		if d.inTurn {
+			h.MaxSpool = 0
+		}
+	}
+	if size >= 0 && d.flat || format == diskfmt.Raw && size >= 0 {
+		return h, im.limits().Check(uint64(size))
+	}
+	return h, nil
+}
+
+// delivered returns the SHA-256 of the bytes as they came: that of the content,
+// unless it was packed. The rest of what is packed is read first.
+func (im *intake) delivered(content []byte) ([]byte, error) {
+	if im.packed == nil {
+		return content, nil
+	}
+	if err := im.packed.unpacked.Close(); err != nil {
+		return nil, err
+	}
+	if _, err := io.Copy(io.Discard, im.packed); err != nil {
+		return nil, err
+	}
+	return im.packed.sum.Sum(nil), nil
 }

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,6 +14,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/diskfmt/parallels/bundle"
+	"github.com/tarn-storage/tarn/diskfmt/qcow2/inspect"
+	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/blkio"
 	"github.com/tarn-storage/tarn/internal/sniff"
@@ -43,7 +47,7 @@ func WorkerMain() {
 
 // serve answers the two requests of one image.
 func serve() error {
-	q, _, err := receive()
+	q, passed, err := receive()
 	if err != nil {
 		return err
 	}
@@ -51,6 +55,14 @@ func serve() error {
 		return errors.New("the first request is not a claim")
 	}
 	im := &intake{judge: *q.Judge, src: sourceFD}
+	if im.Described {
+		if len(passed) != 1 {
+			return errors.New("no description came")
+		}
+		if err := im.readDescription(passed[0]); err != nil {
+			return err
+		}
+	}
 	im.Threads = max(1, min(im.Threads, maxThreads))
 	ctx := context.Background() // the worker's life is its request's
 	var header Header
@@ -64,7 +76,7 @@ func serve() error {
 	if err := send(reply{Header: &header}); err != nil {
 		return err
 	}
-	q, passed, err := receive()
+	q, passed, err = receive()
 	if err != nil {
 		return err
 	}
@@ -91,92 +103,56 @@ type intake struct {
 	src   descriptor
 	start stamp          // of a file
 	disk  diskfmt.Reader // the guest's bytes, once the source is seekable
-	head  []byte         // what was read of a stream so far
 	dst   *descriptor    // nil when there is no output
 	spool *descriptor
-	size  int64 // virtual, as the header of a stream says
 	count counter
+
+	head    []byte  // what was read of the content so far
+	content *stream // what comes in turn: a stream, or what a packed source holds
+	packed  *packed // between the source and content, nil when nothing is packed
+	size    int64   // virtual, as the header of a qcow2 stream says
+
+	promised int64 // bytes that a conversion writes at most, as the verdict says
+
+	description *bundle.Description
+	manifest    func(context.Context) error // compares an archive's disk with it
 }
+
+// inTurn reports whether the content is read from first to last.
+func (im *intake) inTurn() bool { return im.Stream || im.Compression != "" }
 
 // open judges what can be judged before anything is written.
 func (im *intake) open(ctx context.Context) (Header, error) {
-	if im.Stream {
-		return im.openStream()
-	}
-	var err error
-	if im.start, err = im.src.stamp(); err != nil {
-		return Header{}, err
-	}
-	if im.start.size != im.Size {
-		return Header{}, errChanged()
-	}
-	return im.openSeekable(ctx, im.src, im.Size)
-}
-
-// openSeekable judges size bytes of d and makes a reader of them.
-func (im *intake) openSeekable(ctx context.Context, d descriptor, size int64) (Header, error) {
-	if size == 0 {
-		return Header{}, errEmpty()
-	}
-	head, tail, err := ends(d, size)
-	if err != nil {
-		return Header{}, err
-	}
-	if err := checkLooks(diskfmt.Format(im.Format), head, tail, size); err != nil {
-		return Header{}, err
-	}
-	if im.Format == string(diskfmt.Qcow2) {
-		src, h, err := im.openQcow2(ctx, d, size)
-		im.disk = src
-		return h, err
-	}
-	if size > im.MaxVirtual {
-		return Header{}, errTooLarge(size, im.MaxVirtual)
-	}
-	im.disk = rawFile{d, size}
-	h := Header{Format: diskfmt.Raw, VirtualSize: size, Features: []string{}}
-	h.MaxData, err = dataBytes(im.disk)
+	h, err := im.judged(ctx)
+	h.Format, im.promised = diskfmt.Format(im.Format), h.MaxData
 	return h, err
 }
 
-// openStream judges a stream by its first bytes.
-func (im *intake) openStream() (Header, error) {
-	im.head = make([]byte, sniff.HeadSize)
-	if im.Format == string(diskfmt.Qcow2) {
-		im.head = make([]byte, maxHeader)
+func (im *intake) judged(ctx context.Context) (h Header, err error) {
+	if im.Stream {
+		return im.openStream()
 	}
-	n, err := io.ReadFull(im.src, im.head)
-	im.head = im.head[:n]
-	switch {
-	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		if im.Size < 0 {
-			im.Size = int64(n)
-		}
-		if im.Size == 0 {
-			return Header{}, errEmpty()
-		}
-		if int64(n) < im.Size {
-			return Header{}, errShort(int64(n), im.Size)
-		}
-	case err != nil:
-		return Header{}, err
-	}
-	if err := checkLooks(diskfmt.Format(im.Format), im.head[:min(n, sniff.HeadSize)], nil, 0); err != nil {
-		return Header{}, err
-	}
-	spool := im.Size // the most that the stream may have
-	if spool < 0 {
-		spool = im.MaxData
-	}
-	if im.Format == string(diskfmt.Qcow2) {
-		h, err := im.judgeQcow2(im.head, spool)
-		h.MaxSpool, im.size = spool, h.VirtualSize
+	if im.start, err = im.src.stamp(); err != nil {
 		return h, err
 	}
-	if im.Size > im.MaxVirtual {
-		return Header{}, errTooLarge(im.Size, im.MaxVirtual)
+	if im.start.size != im.Size {
+		return h, errChanged()
 	}
-	return Header{Format: diskfmt.Raw, VirtualSize: im.Size, MaxData: spool, Features: []string{}}, nil
+	if im.Compression != "" {
+		return im.openStream()
+	}
+	im.disk, h, err = im.openFile(ctx, diskfmt.Format(im.Format), im.src, im.Size)
+	return h, err
+}
+
+// readDescription reads and judges the description behind d.
+func (im *intake) readDescription(d descriptor) error {
+	b := make([]byte, bundle.MaxSize+1)
+	n, err := d.ReadAt(b, 0)
+	if err != nil && err != io.EOF {
+		return err
+	}
+	return im.describe(b[:n])
 }
 
 // assign takes the descriptors of a conversion.
@@ -238,14 +214,29 @@ func (im *intake) report(stop chan struct{}) error {
 }
 
 func (im *intake) convert(ctx context.Context) (Result, error) {
-	switch {
-	case !im.Stream:
+	if !im.inTurn() {
 		return im.convertFile(ctx)
-	case im.Format == string(diskfmt.Raw):
-		return im.convertStream(ctx)
-	default:
-		return im.convertSpooled(ctx)
 	}
+	var r Result
+	var err error
+	if format := im.stored(diskfmt.Format(im.Format)); format == diskfmt.Raw || doors[format].inTurn {
+		r, err = im.convertStream(ctx)
+	} else {
+		r, err = im.convertSpooled(ctx)
+	}
+	if err == nil && !im.Stream {
+		err = im.unchanged()
+	}
+	return r, err
+}
+
+// unchanged refuses a file that was written while it was read.
+func (im *intake) unchanged() error {
+	now, err := im.src.stamp()
+	if err == nil && now != im.start {
+		err = errChanged()
+	}
+	return err
 }
 
 // convertFile converts a seekable source. What is stored as it is and in the
@@ -253,78 +244,128 @@ func (im *intake) convert(ctx context.Context) (Result, error) {
 func (im *intake) convertFile(ctx context.Context) (Result, error) {
 	c := newConversion(im.Threads, im.dst, &im.count)
 	c.source = im.disk
+	raw, ok := im.disk.(rawFile)
+	c.flat = ok && raw.file == file(im.src)
 	im.count.total.Store(im.disk.Size())
 	c.digest = newSourceDigest(im.src, im.Size)
-	if im.Format != string(diskfmt.Raw) {
+	if !c.flat {
 		im.count.total.Add(im.Size)
 		c.digest.count = &im.count
 	}
-	done, err := c.run(ctx, im.Threads, c.chunks)
+	done, err := im.run(ctx, c, c.chunks)
+	if err == nil {
+		err = im.unchanged()
+	}
 	if err != nil {
 		return Result{}, err
-	}
-	if now, err := im.src.stamp(); err != nil {
-		return Result{}, err
-	} else if now != im.start {
-		return Result{}, errChanged()
 	}
 	return done.result(c.digest.h.Sum(nil)), nil
 }
 
-// convertStream converts a raw stream as it comes.
+// run runs a conversion and, beside it, the comparison with a manifest.
+func (im *intake) run(ctx context.Context, c *conversion, produce func(context.Context) error) (converted, error) {
+	if im.manifest == nil {
+		return c.run(ctx, im.Threads, produce)
+	}
+	var done converted
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return im.manifest(ctx) })
+	g.Go(func() (err error) {
+		done, err = c.run(ctx, im.Threads, produce)
+		return err
+	})
+	return done, g.Wait()
+}
+
+// convertStream converts content as it comes that is the guest's own.
 func (im *intake) convertStream(ctx context.Context) (Result, error) {
 	c := newConversion(im.Threads, im.dst, &im.count)
-	c.digest = newSourceDigest(im.src, 0)
-	im.count.total.Store(max(0, im.Size))
-	r := im.whole()
+	c.flat = true
+	if im.packed == nil {
+		c.digest = newSourceDigest(im.src, 0)
+	}
+	r := im.content
+	im.count.total.Store(max(0, r.size))
 	done, err := c.run(ctx, im.Threads, func(ctx context.Context) error { return c.sequential(ctx, r) })
 	if err != nil {
 		return Result{}, err
 	}
-	if err := checkLooks(diskfmt.Raw, im.head, r.last, r.n); err != nil {
+	format := im.stored(diskfmt.Format(im.Format))
+	if err := checkLooks(format, im.head, r.last, r.n); err != nil {
 		return Result{}, err
 	}
-	return done.result(c.digest.h.Sum(nil)), nil
+	err = im.limits().Check(uint64(r.n))
+	if d := doors[format]; err == nil && d.header != nil { // now that its size is known
+		_, err = d.header(bytes.NewReader(im.head), r.n, im.limits())
+	}
+	if err == nil && im.description != nil {
+		err = im.checkDescription(rawFile{im.src, r.n})
+	}
+	if err != nil {
+		return Result{}, hinted(err)
+	}
+	var sum []byte
+	if c.digest != nil {
+		sum = c.digest.h.Sum(nil)
+	}
+	if sum, err = im.delivered(sum); err != nil {
+		return Result{}, err
+	}
+	return done.result(sum), nil
 }
 
-// convertSpooled converts a qcow2 stream: what can be placed as it comes is,
-// the rest is kept in the spool up to the stream's end, because only then its
-// tables are complete and can be judged.
+// convertSpooled converts content that only its end explains. It is kept in the
+// spool up to there; of qcow2, what can be placed as it comes is.
 func (im *intake) convertSpooled(ctx context.Context) (Result, error) {
 	if im.spool == nil {
 		return Result{}, errs.New(errs.Internal, "", "", "there is nothing to spool the stream in")
 	}
-	if im.Size >= 0 {
-		im.count.total.Store(im.Size + im.size)
+	format, r := im.stored(diskfmt.Format(im.Format)), im.content
+	if r.size >= 0 {
+		im.count.total.Store(r.size + im.size)
 	}
-	r := im.whole()
-	a := newAssembler(im.head, im.size, im.dst, *im.spool)
-	sum, err := im.takeApart(ctx, r, a)
+	var a *assembler
+	place := func(b []byte, off int64) error {
+		_, err := im.spool.WriteAt(b, off)
+		return err
+	}
+	if format == diskfmt.Qcow2 {
+		a = newAssembler(im.head, im.size, im.dst, *im.spool)
+		place = a.place
+	}
+	sum, err := im.takeApart(ctx, r, place)
+	if err == nil {
+		sum, err = im.delivered(sum)
+	}
 	if err != nil {
 		return Result{}, err
 	}
-	if err := checkLooks(diskfmt.Qcow2, im.head[:min(len(im.head), sniff.HeadSize)], r.last, r.n); err != nil {
+	if err := checkLooks(format, im.head[:min(len(im.head), sniff.HeadSize)], r.last, r.n); err != nil {
 		return Result{}, err
 	}
-	src, h, err := im.openQcow2(ctx, *im.spool, r.n)
+	disk, h, err := im.openTables(ctx, format, *im.spool, r.n)
 	if err != nil {
 		return Result{}, err
+	}
+	if h.MaxData > im.promised {
+		return Result{}, strict.Refuse(strict.Quota, "the image has up to %d bytes of data, more than the %d reserved for it", h.MaxData, im.promised).
+			WithHint("make room in the pool, or import from a file, whose size is known")
 	}
 	im.count.total.Store(r.n + h.VirtualSize)
 	c := newConversion(im.Threads, im.dst, &im.count)
-	c.source = src
-	if a.direct.count > 0 {
-		if c.source, err = newAssembled(src, a, *im.dst); err != nil {
+	c.source = disk
+	if a != nil && a.direct.count > 0 {
+		if c.source, err = newAssembled(disk.(*inspect.Source), a, *im.dst); err != nil {
 			return Result{}, err
 		}
 	}
-	done, err := c.run(ctx, im.Threads, c.chunks)
+	done, err := im.run(ctx, c, c.chunks)
 	return done.result(sum), err
 }
 
-// takeApart has a place the stream and returns its SHA-256, which is computed
+// takeApart has place keep the stream and returns its SHA-256, which is computed
 // beside the writing.
-func (im *intake) takeApart(ctx context.Context, r io.Reader, a *assembler) ([]byte, error) {
+func (im *intake) takeApart(ctx context.Context, r io.Reader, place func(b []byte, off int64) error) ([]byte, error) {
 	h := sha256.New()
 	free, full := make(chan []byte, 4), make(chan []byte, 4)
 	for range cap(free) {
@@ -344,7 +385,7 @@ func (im *intake) takeApart(ctx context.Context, r io.Reader, a *assembler) ([]b
 		for off := int64(0); ; {
 			b := <-free
 			n, err := io.ReadFull(r, b)
-			if err := a.place(b[:n], off); err != nil {
+			if err := place(b[:n], off); err != nil {
 				return err
 			}
 			off += int64(n)

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/errs"
 )
 
@@ -152,7 +153,7 @@ func TestFileThatChangesMeanwhile(t *testing.T) {
 			}
 			_, err = s.Convert(t.Context(), output(t, s.Header().VirtualSize), nil, nil)
 			var e *errs.Error
-			if !errors.As(err, &e) || e.Kind != errs.Conflict && e.Class != ClassTruncated {
+			if !errors.As(err, &e) || e.Kind != errs.Conflict && e.Class != strict.Truncated {
 				t.Errorf("%s %s: got %v, want a conflict", format, name, err)
 			}
 			s.Close()
@@ -292,7 +293,7 @@ func TestOneClusterManyTimes(t *testing.T) {
 			copy(file[l2+8*i:], file[l2:l2+8])
 		}
 		_, err := importSource(t.Context(), t, Source{File: writeFile(t, file)}, Claim{Format: "qcow2"})
-		refusal{errs.Unsafe, ClassOverlap, ""}.check(t, fmt.Sprint(args), err)
+		refusal{errs.Unsafe, strict.Overlap, ""}.check(t, fmt.Sprint(args), err)
 	}
 }
 
@@ -346,7 +347,7 @@ func TestMessagesOfAHostileWorker(t *testing.T) {
 // TestErrorsCrossTheSocketWhole packs and unpacks an error of each kind.
 func TestErrorsCrossTheSocketWhole(t *testing.T) {
 	for _, k := range errs.Kinds() {
-		want := errs.New(k, "", "", "what was wrong: ä").WithClass(ClassOverlap).WithHint("do this")
+		want := errs.New(k, "", "", "what was wrong: ä").WithClass(strict.Overlap).WithHint("do this")
 		got := failureOf(want).error()
 		if got.Kind != want.Kind || got.Class != want.Class || got.Message != want.Message || got.Hint != want.Hint {
 			t.Errorf("%s: got %+v, want %+v", k, got, want)

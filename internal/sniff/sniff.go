@@ -50,16 +50,16 @@ var signatures = []signature{
 	{0, "QFI\xfb\x00\x00\x00\x01", Guess{Name: "qcow version 1", Kind: DiskImage}},
 	{0, "QFI\xfb", Guess{Name: "qcow2", Kind: DiskImage, Format: diskfmt.Qcow2}},
 	{0, "QED\x00", Guess{Name: "QED", Kind: DiskImage}},
-	{0, "KDMV", Guess{Name: "VMDK", Kind: DiskImage}},
-	{0, "COWD", Guess{Name: "VMDK (COWD)", Kind: DiskImage}},
-	{0, "conectix", Guess{Name: "VHD", Kind: DiskImage}},
-	{0, "vhdxfile", Guess{Name: "VHDX", Kind: DiskImage}},
-	{0x40, "\x7f\x10\xda\xbe", Guess{Name: "VDI", Kind: DiskImage}},
-	{0, "WithoutFreeSpace", Guess{Name: "Parallels", Kind: DiskImage}},
-	{0, "WithouFreSpacExt", Guess{Name: "Parallels", Kind: DiskImage}},
+	{0, "KDMV", Guess{Name: "VMDK", Format: diskfmt.VMDK, Kind: DiskImage}},
+	{0, "COWD", Guess{Name: "VMDK (COWD)", Format: diskfmt.VMDK, Kind: DiskImage}},
+	{0, "conectix", Guess{Name: "VHD", Format: diskfmt.VHD, Kind: DiskImage}},
+	{0, "vhdxfile", Guess{Name: "VHDX", Format: diskfmt.VHDX, Kind: DiskImage}},
+	{0x40, "\x7f\x10\xda\xbe", Guess{Name: "VDI", Format: diskfmt.VDI, Kind: DiskImage}},
+	{0, "WithoutFreeSpace", Guess{Name: "Parallels", Format: diskfmt.Ploop, Kind: DiskImage}},
+	{0, "WithouFreSpacExt", Guess{Name: "Parallels", Format: diskfmt.Ploop, Kind: DiskImage}},
 	{0, "Bochs Virtual HD Image", Guess{Name: "Bochs", Kind: DiskImage}},
 	{0, "#!/bin/sh\n#V2.0", Guess{Name: "cloop", Kind: DiskImage}},
-	{0, "LUKS\xba\xbe", Guess{Name: "LUKS", Kind: Encrypted}},
+	{0, "LUKS\xba\xbe", Guess{Name: "LUKS", Format: diskfmt.LUKS, Kind: Encrypted}},
 	{0, "\x1f\x8b\x08", Guess{Name: "gzip", Kind: Compressed}},
 	{0, "\xfd7zXZ\x00", Guess{Name: "xz", Kind: Compressed}},
 	{0, "\x28\xb5\x2f\xfd", Guess{Name: "zstd", Kind: Compressed}},
@@ -68,8 +68,8 @@ var signatures = []signature{
 	{0, "LZIP", Guess{Name: "lzip", Kind: Compressed}},
 	{0, "7z\xbc\xaf\x27\x1c", Guess{Name: "7z", Kind: Archive}},
 	{0, "PK\x03\x04", Guess{Name: "zip", Kind: Archive}},
-	{257, "ustar", Guess{Name: "tar", Kind: Archive}},
-	{32769, "CD001", Guess{Name: "ISO 9660", Kind: OpticalDisc}},
+	{257, "ustar", Guess{Name: "tar", Format: diskfmt.OVA, Kind: Archive}},
+	{32769, "CD001", Guess{Name: "ISO 9660", Format: diskfmt.ISO, Kind: OpticalDisc}},
 	{32769, "NSR0", Guess{Name: "UDF", Kind: OpticalDisc}},
 	{34817, "NSR0", Guess{Name: "UDF", Kind: OpticalDisc}},
 	{36865, "NSR0", Guess{Name: "UDF", Kind: OpticalDisc}},
@@ -100,11 +100,11 @@ func Look(head, tail []byte, size int64) []Guess {
 	}
 	for _, off := range luks2Offsets {
 		if has(head, off, "SKUL\xba\xbe") {
-			add(Guess{Name: "LUKS", Kind: Encrypted})
+			add(Guess{Name: "LUKS", Format: diskfmt.LUKS, Kind: Encrypted})
 		}
 	}
 	if vmdkDescriptor(head) {
-		add(Guess{Name: "VMDK (text descriptor)", Kind: DiskImage})
+		add(Guess{Name: "VMDK (text descriptor)", Format: diskfmt.VMDK, Kind: DiskImage})
 	}
 	if size >= 512 && len(tail) >= 512 {
 		lookAtTail(tail, add)
@@ -117,7 +117,7 @@ func Look(head, tail []byte, size int64) []Guess {
 func lookAtTail(tail []byte, add func(Guess)) {
 	end := len(tail)
 	if has(tail, end-512, "conectix") || has(tail, end-511, "conectix") {
-		add(Guess{Name: "VHD", Kind: DiskImage})
+		add(Guess{Name: "VHD", Format: diskfmt.VHD, Kind: DiskImage})
 	}
 	if has(tail, end-512, "koly") && binary.BigEndian.Uint32(tail[end-504:]) == 512 {
 		add(Guess{Name: "DMG", Kind: DiskImage})

@@ -90,7 +90,7 @@ func TestLook(t *testing.T) {
 func TestOnlyKnownFormatsAreOffered(t *testing.T) {
 	for _, s := range signatures {
 		if s.guess.Format != "" {
-			if _, err := diskfmt.ParseFormat(string(s.guess.Format)); err != nil {
+			if _, err := diskfmt.ParseImageFormat(string(s.guess.Format)); err != nil {
 				t.Errorf("%s: %v", s.guess.Name, err)
 			}
 		}

@@ -133,8 +133,8 @@ var hostile = []struct {
 	{"compression type 9", false, all(put64(72, 8), func(b []byte) []byte { b[104] = 9; return b }), "UNSUPPORTED_FEATURE", "compression type 9", true, false},
 	{"zstd without its bit", false, func(b []byte) []byte { b[104] = 1; return b }, "CORRUPT", "compression type 1", true, false},
 	{"size 0", false, put64(24, 0), "EMPTY", "virtual size", true, false},
-	{"size 65 TiB", false, put64(24, 65<<40), "LIMIT", "virtual size", true, false},
-	{"size 2^64-512", false, put64(24, 1<<64-512), "LIMIT", "virtual size", true, false},
+	{"size 65 TiB", false, put64(24, 65<<40), "QUOTA", "virtual size", true, false},
+	{"size 2^64-512", false, put64(24, 1<<64-512), "QUOTA", "virtual size", true, false},
 	{"size beyond L1", false, put64(24, 1<<40), "CORRUPT", "L1 table", true, false},
 	{"odd size", false, put64(24, diskSize-1), "CORRUPT", "512", true, false},
 	{"L1 of 4 Gi entries", false, put32(36, 1<<32-1), "LIMIT", "L1 table", true, false},
@@ -266,8 +266,8 @@ func TestOffsetsOutsideTheDiskAreInvalid(t *testing.T) {
 func TestLimitsAndCancellation(t *testing.T) {
 	img := sound(t, false)
 	in := bytes.NewReader(img)
-	if _, err := inspect.Header(in, int64(len(img)), inspect.Limits{VirtualSize: diskSize - 512}); class(err) != "LIMIT" {
-		t.Errorf("a disk larger than the limit: got %v, want class LIMIT", err)
+	if _, err := inspect.Header(in, int64(len(img)), inspect.Limits{VirtualSize: diskSize - 512}); class(err) != "QUOTA" {
+		t.Errorf("a disk larger than the limit: got %v, want class QUOTA", err)
 	}
 	if _, err := inspect.Header(in, int64(len(img)), inspect.Limits{VirtualSize: diskSize}); err != nil {
 		t.Errorf("a disk of the limit's size: %v", err)

@@ -80,7 +80,7 @@ func refuse(op string, err error) error {
 // Header reads the header of a file of size bytes and gives the fast verdict:
 // one or two small reads. The error is errs.Unsafe with one of the classes
 // EMPTY, FORMAT_MISMATCH, UNSUPPORTED_VERSION, UNSUPPORTED_FEATURE,
-// EXTERNAL_REFERENCE, TRUNCATED, CORRUPT, OVERLAP, LIMIT and DIRTY.
+// EXTERNAL_REFERENCE, TRUNCATED, CORRUPT, OVERLAP, LIMIT, QUOTA and DIRTY.
 func Header(r io.ReaderAt, size int64, lim Limits) (Report, error) {
 	_, rep, err := header(r, size, lim)
 	return rep, refuse("qcow2.inspect", err)
@@ -158,7 +158,7 @@ func judge(h *layout.Header, size int64, lim Limits) error {
 	case h.Size == 0:
 		return layout.Faultf(layout.ClassEmpty, "the virtual size is 0")
 	case h.Size > maxSize:
-		return layout.Faultf(layout.ClassLimit, "the virtual size is %d bytes; %d is the most", h.Size, maxSize)
+		return layout.Faultf(layout.ClassQuota, "the virtual size is %d bytes; %d is the most", h.Size, maxSize)
 	case h.L1Size > maxL1Entries:
 		return layout.Faultf(layout.ClassLimit, "the L1 table has %d entries; %d is the most", h.L1Size, maxL1Entries)
 	case uint64(h.Snapshots) > maxSnap:

@@ -63,6 +63,7 @@ const (
 	ClassCorrupt   = "CORRUPT"
 	ClassOverlap   = "OVERLAP"
 	ClassLimit     = "LIMIT"
+	ClassQuota     = "QUOTA"
 	ClassDirty     = "DIRTY"
 )
 
