@@ -131,6 +131,35 @@ type ImageImport struct {
 	MinDisk int64  `json:"min_disk,omitempty"`
 	Pool    string `json:"pool,omitempty"`
 	Source  string `json:"source,omitempty"` // how the user named it, for messages
+	ImageDetails
+}
+
+// ImageDetails is what else may be said of an image's bytes. URL has the daemon
+// fetch them, https://... or glance://..., with the credentials of the
+// configured Cloud; then none come with the call. A signature is over the
+// checksums when there are any, else over the bytes; checksums without one may
+// carry it within.
+type ImageDetails struct {
+	Compression    string `json:"compression,omitempty"` // gzip, xz, zstd, bzip2
+	SHA512         string `json:"sha512,omitempty"`
+	MaxVirtualSize int64  `json:"max_virtual_size,omitempty"` // 0 is 64 TiB
+	URL            string `json:"url,omitempty"`
+	Cloud          string `json:"cloud,omitempty"`
+	Description    []byte `json:"description,omitempty"` // a ploop image's DiskDescriptor.xml
+	File           string `json:"file,omitempty"`        // the bytes' name in the checksums
+	Checksums      []byte `json:"checksums,omitempty"`   // as a SHA256SUMS
+	ChecksumsURL   string `json:"checksums_url,omitempty"`
+	Signature      []byte `json:"signature,omitempty"`
+	SigningKey     []byte `json:"signing_key,omitempty"`
+}
+
+// ImageSigned is the result of an import whose signature was verified.
+type ImageSigned struct {
+	Scheme  string    `json:"scheme"` // minisign, openpgp
+	KeyID   string    `json:"key_id"`
+	Name    string    `json:"name,omitempty"`
+	Comment string    `json:"comment,omitempty"`
+	Time    time.Time `json:"time,omitzero"`
 }
 
 // ImageInspect asks for the gate's verdict on the bytes that come with the call.
@@ -138,6 +167,7 @@ type ImageInspect struct {
 	Format string `json:"format"`
 	SHA256 string `json:"sha256,omitempty"`
 	Source string `json:"source,omitempty"`
+	ImageDetails
 }
 
 // Verdict is what the gate says of an image.
@@ -458,7 +488,8 @@ const (
 	RequestIDHeader  = "Tarn-Request-Id"
 	DescriptorHeader = "Tarn-Descriptor"
 	OperationHeader  = "Tarn-Operation"
-	ErrorTrailer     = "Tarn-Error" // of a streamed export that failed half-way: an ErrorBody
+	DetailsHeader    = "Tarn-Details" // so many bytes before the image's are ImageDetails in JSON
+	ErrorTrailer     = "Tarn-Error"   // of a streamed export that failed half-way: an ErrorBody
 )
 
 // ExportStatus is one line of the answer to an export into a descriptor. The

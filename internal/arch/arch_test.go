@@ -90,7 +90,7 @@ var may = []struct {
 	{"internal/ingest", "api diskfmt diskfmt/iso/inspect diskfmt/luks/inspect diskfmt/ova diskfmt/parallels/bundle diskfmt/parallels/inspect diskfmt/qcow2/inspect diskfmt/strict diskfmt/unpack diskfmt/vdi/inspect diskfmt/vhd/inspect diskfmt/vhdx/inspect diskfmt/vmdk/inspect errs internal/blkio internal/faults internal/hostexec internal/sniff"},
 
 	{"internal/pool", "diskfmt diskfmt/qcow2 errs internal/blkio internal/disk internal/plan internal/pool/driver internal/volio"},
-	{"internal/engine", "api diskfmt errs internal/blkio internal/disk internal/generate internal/ingest internal/journal internal/plan internal/pool internal/pool/driver internal/store internal/volio"},
+	{"internal/engine", "api diskfmt diskfmt/strict diskfmt/unpack errs internal/blkio internal/disk internal/fetch internal/generate internal/ingest internal/journal internal/plan internal/pool internal/pool/driver internal/signature internal/store internal/volio"},
 	{"internal/httpapi", "api errs internal/engine internal/ingest"},
 	{"internal/daemon", "api errs internal/config internal/engine internal/exit internal/faults internal/hostexec internal/httpapi internal/ingest internal/pool/all internal/store internal/store/postgres internal/store/sqlite"},
 	{"internal/cli", "api client errs internal/disk internal/exit"},

@@ -12,8 +12,10 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/fetch"
 	"github.com/tarn-storage/tarn/internal/ingest"
 	"github.com/tarn-storage/tarn/internal/journal"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
@@ -27,6 +29,9 @@ type Config struct {
 	Types       []driver.Type
 	Ingest      ingest.Config
 	DefaultPool string // the pool of requests that name none
+	Fetch       fetch.Config
+	Clouds      map[string]fetch.Cloud // whose Glance may be asked with credentials
+	Formats     []diskfmt.Format       // that images may have; nil: every one the gate reads
 	Clock       func() time.Time
 	Log         *slog.Logger
 	Workers     int // operations that run at once

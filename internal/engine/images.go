@@ -33,54 +33,8 @@ func (e *Engine) Image(ctx context.Context, ref string) (api.Image, error) {
 	})
 }
 
-// ImageInspect gives the gate's verdict on src without keeping anything.
-func (e *Engine) ImageInspect(ctx context.Context, r api.ImageInspect, src ingest.Source) (api.Verdict, error) {
-	return ingest.Inspect(ctx, e.cfg.Ingest, src, ingest.Claim{Format: r.Format, SHA256: r.SHA256})
-}
-
 func imageSubject(i disk.Image) journal.Subject {
 	return journal.Subject{Type: "image", ID: string(i.ID), Name: i.Name}
-}
-
-// ImageImport judges src, converts it to the pool's form and keeps it as an
-// image. src is read until the operation has ended.
-func (e *Engine) ImageImport(ctx context.Context, o api.Options, r api.ImageImport, src ingest.Source) (api.Outcome, error) {
-	if err := disk.CheckName("image", r.Name); err != nil {
-		return api.Outcome{}, err
-	}
-	if _, err := diskfmt.ParseFormat(r.Format); err != nil {
-		return api.Outcome{}, errs.New(errs.Unsafe, "image.import", r.Name, "%w", err).WithClass("UNSUPPORTED_FORMAT")
-	}
-	if r.MinDisk < 0 || r.MinDisk > disk.MaxSize {
-		return api.Outcome{}, errs.New(errs.Invalid, "image.import", r.Name, "a minimum disk of %d bytes cannot be", r.MinDisk)
-	}
-	if out, err := e.seen(ctx, o, "image.import", r); out != nil || err != nil {
-		return answer(out, err)
-	}
-	p, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Pool, error) { return e.choosePool(ctx, tx, r.Pool) })
-	if err != nil {
-		return api.Outcome{}, err
-	}
-	if _, err := e.pool(p); err != nil {
-		return api.Outcome{}, err
-	}
-	now := e.now()
-	i := disk.Image{ID: disk.ImageID(newID()), Name: r.Name, State: disk.ImageCreating, Format: diskfmt.Format(r.Format), MinDisk: r.MinDisk, CreatedAt: now, UpdatedAt: now}
-	a := importArgs{Image: i.ID, Volume: disk.VolumeID(newID()), Pool: p.ID, Domain: p.DomainID, Format: r.Format, SHA256: r.SHA256}
-	d := newDraft("image.import", imageSubject(i))
-	d.request, d.resources = r, []string{"image:" + string(i.ID)}
-	d.steps = []journal.Step{journal.NewStep(stepImageJudge, a), journal.NewStep(stepImageConvert, a), journal.NewStep(stepBasePublish, a),
-		journal.NewStep(stepImageReady, a), journal.NewStep(stepSidecars, sidecarArgs{Images: []disk.ImageID{i.ID}})}
-	d.notes = []string{"judges, digests and converts " + or(src.Name, "the source") + " into pool " + p.Name}
-	d.intent = func(ctx context.Context, tx *store.Tx) error { return tx.Images.Insert(ctx, i) }
-	if !o.DryRun {
-		e.imports.put(d.id, src)
-	}
-	out, err := e.submit(ctx, o, d)
-	if err != nil {
-		e.imports.drop(d.id)
-	}
-	return out, err
 }
 
 // ImageRename gives an image another name, in the records and in the sidecars

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"os"
 	"strings"
-	"sync"
 
+	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
@@ -15,6 +15,7 @@ import (
 	"github.com/tarn-storage/tarn/internal/plan"
 	"github.com/tarn-storage/tarn/internal/pool"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
+	"github.com/tarn-storage/tarn/internal/signature"
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
@@ -24,78 +25,21 @@ type importArgs struct {
 	Volume disk.VolumeID `json:"volume"`
 	Pool   disk.PoolID   `json:"pool"`
 	Domain disk.DomainID `json:"domain"`
-	Format string        `json:"format"`
-	SHA256 string        `json:"sha256,omitempty"`
+	claim
 }
-
-// source is an import's input while its operation lives.
-type source struct {
-	src     ingest.Source
-	session *ingest.Session
-	done    *converted
-	end     context.CancelFunc
-}
-
-// sessions holds the sources of running imports: descriptors and workers, which
-// die with the daemon. Its zero value is ready.
-type sessions struct {
-	mu sync.Mutex
-	of map[journal.ID]*source
-}
-
-func (s *sessions) put(id journal.ID, src ingest.Source) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.of == nil {
-		s.of = map[journal.ID]*source{}
-	}
-	s.of[id] = &source{src: src}
-}
-
-func (s *sessions) get(id journal.ID) (*source, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if src, ok := s.of[id]; ok {
-		return src, nil
-	}
-	return nil, errs.New(errs.Cancelled, "image.import", string(id), "the source was lost with a restart of the daemon").WithHint("import it again")
-}
-
-// drop forgets an import's source. It waits for nothing: the end of an operation
-// is recorded in a transaction, long after its worker has ended.
-func (s *sessions) drop(id journal.ID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.of, id)
-}
-
-// close ends the source's worker, if it has one. Closing again does nothing.
-func (s *source) close() {
-	if s.session != nil {
-		s.session.Close()
-		s.end()
-	}
-}
-
-// lost is a handler that cannot go on after a restart: what it reads from died
-// with the daemon.
-type lost struct{ simple }
-
-// Resumable reports false.
-func (lost) Resumable(*journal.Call) bool { return false }
 
 // imageJudge has the gate judge a source's header and, on its word, records the
 // base and promises its space: step image.judge/v1.
 func (e *Engine) imageJudge() journal.Handler[*store.Tx] {
-	return lost{simple{
+	return fetched{simple{
 		act: func(ctx context.Context, c *journal.Call) error {
 			var a importArgs
 			if err := c.Args(&a); err != nil {
 				return err
 			}
-			h, err := e.judge(ctx, c, a)
+			h, err := e.judge(ctx, c, a, 0)
 			if err != nil {
-				return err
+				return errs.Wrap(err, "image.import", c.Op.Subject.Name)
 			}
 			if _, err := e.measure(ctx, a.Domain); err != nil {
 				return err
@@ -104,14 +48,14 @@ func (e *Engine) imageJudge() journal.Handler[*store.Tx] {
 		},
 		commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
 			var a importArgs
-			var h ingest.Header
+			var h judged
 			if err := errors.Join(c.Args(&a), c.Output(&h)); err != nil {
 				return err
 			}
-			return e.expectBase(ctx, tx, a, h, c.Op.ID)
+			return e.expectBase(ctx, tx, a, h.Header, c.Op.ID)
 		},
 		undo: func(_ context.Context, c *journal.Call) error {
-			if s, err := e.imports.get(c.Op.ID); err == nil { // else the worker died with the daemon
+			if s, err := e.imports.get(c); err == nil { // else the worker died with the daemon
 				s.close()
 			}
 			return nil
@@ -126,32 +70,87 @@ func (e *Engine) imageJudge() journal.Handler[*store.Tx] {
 	}}
 }
 
-func (e *Engine) judge(ctx context.Context, c *journal.Call, a importArgs) (ingest.Header, error) {
-	s, err := e.imports.get(c.Op.ID)
+// judged is the gate's verdict on a header, and how many bytes a stream could
+// have that did not announce its size.
+type judged struct {
+	ingest.Header
+	Unannounced int64 `json:"unannounced,omitempty"`
+}
+
+// judge opens the source and its session unless they are. What a stream may have
+// without announcing its size is what the pool has room for, or unannounced.
+func (e *Engine) judge(ctx context.Context, c *journal.Call, a importArgs, unannounced int64) (judged, error) {
+	s, err := e.imports.get(c)
 	if err != nil {
-		return ingest.Header{}, err
+		return judged{}, err
 	}
-	if s.session == nil {
+	if unannounced == 0 {
 		room, err := e.headroom(ctx, a.Domain)
 		if err != nil {
-			return ingest.Header{}, err
+			return judged{}, err
 		}
 		room -= room / 16 // others write as well until it is promised
-		if a.Format == string(diskfmt.Qcow2) {
+		if expands(a.claim) {
 			room /= 4 // the rest is for what the kept part of the stream expands to
 		}
+		unannounced = max(room, 1)
+	}
+	if s.session == nil {
 		life, end := context.WithCancel(context.WithoutCancel(ctx))
-		claim := ingest.Claim{Format: a.Format, SHA256: a.SHA256, MaxUnannounced: max(room, 1)}
 		stop := context.AfterFunc(ctx, end) // a cancelled step ends the worker; a finished one hands it on
-		session, err := ingest.Open(life, e.cfg.Ingest, s.src, claim)
-		stop()
+		defer stop()
+		o, err := e.open(life, s.details, a.claim, s.given)
 		if err != nil {
 			end()
-			return ingest.Header{}, err
+			return judged{}, err
 		}
-		s.session, s.end = session, end
+		session, err := ingest.Open(life, e.cfg.Ingest, o.src, a.gate(unannounced))
+		if err != nil {
+			o.close()
+			end()
+			return judged{}, o.because(err)
+		}
+		s.origin, s.session, s.end = o, session, end
 	}
-	return s.session.Header(), nil
+	return judged{s.session.Header(), unannounced}, nil
+}
+
+// expands reports whether an image may hold more than its bytes.
+func expands(c claim) bool {
+	switch diskfmt.Format(c.Format) {
+	case diskfmt.Raw, diskfmt.ISO, diskfmt.LUKS:
+		return c.Compression != ""
+	}
+	return true
+}
+
+// rejudge has the gate judge once more what it judged before a restart, and
+// clears away what had been written by then.
+func (e *Engine) rejudge(ctx context.Context, c *journal.Call, a importArgs) error {
+	var was judged
+	for _, step := range c.Op.Steps {
+		if step.Kind == stepImageJudge {
+			first := journal.Call{Op: c.Op, Step: &step}
+			if err := first.Output(&was); err != nil {
+				return err
+			}
+		}
+	}
+	p, err := e.poolOf(ctx, a.Pool)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(p.Driver.Delete(ctx, driver.Ref{ID: spoolID(a.Volume)}), p.Discard(ctx, a.Volume)); err != nil {
+		return err
+	}
+	h, err := e.judge(ctx, c, a, was.Unannounced)
+	if err != nil {
+		return err
+	}
+	if h.VirtualSize != was.VirtualSize || h.MaxData > was.MaxData || h.MaxSpool > was.MaxSpool {
+		return errs.New(errs.Conflict, "", "", "the image changed at its source while the daemon was down").WithHint("import it again")
+	}
+	return nil
 }
 
 // expectBase records the base that is about to be written.
@@ -187,32 +186,38 @@ func (e *Engine) expectBase(ctx context.Context, tx *store.Tx, a importArgs, h i
 // converted is what image.convert/v1 found.
 type converted struct {
 	ingest.Result
+	Signer *signature.Signer `json:"signer,omitempty"`
 }
 
 // imageConvert has the worker write the base: step image.convert/v1. The
 // content and so the base's name are known afterwards; if the pool has that
 // content already, the image will share it.
 func (e *Engine) imageConvert() journal.Handler[*store.Tx] {
-	return lost{simple{
+	return fetched{simple{
 		act: func(ctx context.Context, c *journal.Call) error {
 			var a importArgs
 			if err := c.Args(&a); err != nil {
 				return err
 			}
-			s, err := e.imports.get(c.Op.ID)
+			s, err := e.imports.get(c)
 			if err != nil {
 				return err
 			}
 			if s.done != nil { // nameBase found another import of the same content
 				return errors.Join(e.awaitTwin(ctx, c, a, *s.done), c.SetOutput(s.done))
 			}
-			done, err := e.convert(ctx, c, s.session, a)
+			if s.session == nil {
+				if err := e.rejudge(ctx, c, a); err != nil {
+					return errs.Wrap(err, "image.import", c.Op.Subject.Name)
+				}
+			}
+			done, err := e.convert(ctx, c, s, a)
 			s.close()
 			if err != nil {
 				return errs.Wrap(err, "image.import", c.Op.Subject.Name)
 			}
 			s.done = &done
-			return c.SetOutput(done)
+			return errors.Join(c.SetOutput(done), signed(c, done.Signer))
 		},
 		commit: e.nameBase,
 		undo: func(ctx context.Context, c *journal.Call) error {
@@ -229,12 +234,12 @@ func (e *Engine) imageConvert() journal.Handler[*store.Tx] {
 	}}
 }
 
-func (e *Engine) convert(ctx context.Context, c *journal.Call, s *ingest.Session, a importArgs) (out converted, err error) {
+func (e *Engine) convert(ctx context.Context, c *journal.Call, s *source, a importArgs) (out converted, err error) {
 	p, err := e.poolOf(ctx, a.Pool)
 	if err != nil {
 		return out, err
 	}
-	if err := p.Driver.Create(ctx, driver.Spec{ID: a.Volume, Size: max(0, s.Header().VirtualSize)}); err != nil {
+	if err := p.Driver.Create(ctx, driver.Spec{ID: a.Volume, Size: max(0, s.session.Header().VirtualSize)}); err != nil {
 		return out, err
 	}
 	dev, file, err := openDescriptor(ctx, p, a.Volume)
@@ -256,8 +261,12 @@ func (e *Engine) convert(ctx context.Context, c *journal.Call, s *ingest.Session
 		kept = append(kept, d)
 		return f, err
 	}
-	out.Result, err = s.Convert(ctx, file, spool, func(done, total int64) { c.Progress(done, total, "bytes") })
+	defer s.origin.begin(ctx)()
+	out.Result, err = s.session.Convert(ctx, file, spool, func(done, total int64) { c.Progress(done, total, "bytes") })
 	if err != nil {
+		return out, s.origin.because(err)
+	}
+	if out.Signer, err = s.origin.verify(ctx, out.SourceSHA256); err != nil {
 		return out, err
 	}
 	if err := p.Driver.Delete(ctx, driver.Ref{ID: spoolID(a.Volume)}); err != nil {
@@ -269,6 +278,14 @@ func (e *Engine) convert(ctx context.Context, c *journal.Call, s *ingest.Session
 	// The worker began write-back. Only a descriptor as old as the first write
 	// is sure to learn of one that failed.
 	return out, dev.Sync()
+}
+
+// signed keeps who signed the image as the operation's result.
+func signed(c *journal.Call, s *signature.Signer) error {
+	if s == nil {
+		return nil
+	}
+	return c.SetResult(api.ImageSigned{Scheme: s.Scheme, KeyID: s.KeyID, Name: s.Name, Comment: s.Comment, Time: s.Time})
 }
 
 // openDescriptor opens a staged volume that the worker can write.
