@@ -6,10 +6,8 @@ import (
 	"time"
 
 	"github.com/tarn-storage/tarn/api"
-	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
-	"github.com/tarn-storage/tarn/internal/ingest"
 	"github.com/tarn-storage/tarn/internal/journal"
 	"github.com/tarn-storage/tarn/internal/store"
 )
