@@ -1,0 +1,232 @@
+package ingest
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/tarn-storage/tarn/diskfmt/strict"
+	"github.com/tarn-storage/tarn/diskfmt/unpack"
+	"github.com/tarn-storage/tarn/errs"
+)
+
+// sample is an image as somebody may bring it.
+type sample struct {
+	format, compression string
+	file                []byte
+	disk                []byte // what the guest sees
+	description         []byte
+}
+
+// imageOf makes an image of the disk b with qemu-img.
+func imageOf(t testing.TB, b []byte, args ...string) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	raw, file := filepath.Join(dir, "raw"), filepath.Join(dir, "file")
+	if err := os.WriteFile(raw, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "qemu-img", append(append([]string{"convert", "-f", "raw", "-O"}, args...), raw, file)...)
+	out, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// packedBy compresses b with the tool of that name.
+func packedBy(t testing.TB, name string, b []byte) []byte {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, "-c")
+	cmd.Stdin = bytes.NewReader(b)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return out
+}
+
+// disc makes an optical disc with one file in it.
+func disc(t testing.TB, b []byte) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(t.TempDir(), "iso")
+	tool(t, "genisoimage", "-quiet", "-R", "-o", out, dir)
+	all, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// encrypted makes an encrypted disk.
+func encrypted(t testing.TB) []byte {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "luks")
+	tool(t, "qemu-img", "create", "-q", "-f", "luks", "--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10", out, "1M")
+	all, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+const ovf = `<?xml version="1.0"?><Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
+<References><File ovf:href="d.vmdk" ovf:id="f"/></References><DiskSection><Disk ovf:diskId="d" ovf:fileRef="f" ovf:capacity="1"
+ ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"/></DiskSection></Envelope>`
+
+// archived makes an OVA of a disk; sum is what its manifest says of it.
+func archived(t testing.TB, disk []byte, sum [32]byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, m := range []struct {
+		name string
+		body []byte
+	}{{"vm.ovf", []byte(ovf)}, {"d.vmdk", disk}, {"vm.mf", fmt.Appendf(nil, "SHA256(d.vmdk)= %x\n", sum)}} {
+		if err := w.WriteHeader(&tar.Header{Name: m.name, Mode: 0o644, Size: int64(len(m.body))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(m.body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// described is a DiskDescriptor.xml of a disk of so many sectors.
+func described(kind, file string, sectors, cluster int) []byte {
+	return fmt.Appendf(nil, `<?xml version="1.0" encoding="UTF-8"?><Parallels_disk_image Version="1.0">
+<Disk_Parameters><Disk_size>%d</Disk_size><Padding>0</Padding></Disk_Parameters>
+<StorageData><Storage><Start>0</Start><End>%d</End><Blocksize>%d</Blocksize>
+<Image><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID><Type>%s</Type><File>%s</File></Image></Storage></StorageData>
+<Snapshots><Shot><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID><ParentGUID>{00000000-0000-0000-0000-000000000000}</ParentGUID></Shot></Snapshots>
+</Parallels_disk_image>`, sectors, sectors, cluster/512, kind, file)
+}
+
+func samples(t testing.TB) map[string]sample {
+	disk := mixed(41, 3*mib)
+	stream := imageOf(t, disk, "vmdk", "-o", "subformat=streamOptimized")
+	iso, luks := disc(t, disk), encrypted(t)
+	ploop := imageOf(t, disk, "parallels")
+	return map[string]sample{
+		"raw":                    {format: "raw", file: disk, disk: disk},
+		"qcow2":                  {format: "qcow2", file: qcow2Of(t, disk), disk: disk},
+		"vmdk, sparse":           {format: "vmdk", file: imageOf(t, disk, "vmdk"), disk: disk},
+		"vmdk, stream":           {format: "vmdk", file: stream, disk: disk},
+		"vhd, fixed":             {format: "vhd", file: imageOf(t, disk, "vpc", "-o", "subformat=fixed,force_size=on"), disk: disk},
+		"vhd, dynamic":           {format: "vhd", file: imageOf(t, disk, "vpc", "-o", "force_size=on"), disk: disk},
+		"vhdx":                   {format: "vhdx", file: imageOf(t, disk, "vhdx"), disk: disk},
+		"vdi":                    {format: "vdi", file: imageOf(t, disk, "vdi"), disk: disk},
+		"ploop":                  {format: "ploop", file: ploop, disk: disk},
+		"ploop with description": {format: "ploop", file: ploop, disk: disk, description: described("Compressed", "root.hds", len(disk)/512, mib)},
+		"plain ploop":            {format: "ploop", file: disk, disk: disk, description: described("Plain", "root.hds", len(disk)/512, mib)},
+		"iso":                    {format: "iso", file: iso, disk: iso},
+		"luks":                   {format: "luks", file: luks, disk: luks},
+		"ova":                    {format: "ova", file: archived(t, stream, sha256.Sum256(stream)), disk: disk},
+	}
+}
+
+// TestFormats imports every format as a file, as a stream with and without a
+// size, and wrapped likewise: one of each way of converting in every compression.
+func TestFormats(t *testing.T) {
+	for name, s := range samples(t) {
+		t.Run(name, func(t *testing.T) {
+			each := map[string]sample{"plain": s}
+			wrappers := unpack.Names()
+			if name != "raw" && name != "vhd, fixed" && name != "qcow2" || testing.Short() {
+				wrappers = []string{"gzip"}
+			}
+			for _, c := range wrappers {
+				p := s
+				p.compression, p.file = c, packedBy(t, c, s.file)
+				each[c] = p
+			}
+			for how, s := range each {
+				claim := Claim{Format: s.format, Compression: s.compression, SHA256: sha256Of(s.file)}
+				sources := map[string]Source{
+					"file":               {File: writeFile(t, s.file)},
+					"stream":             {Stream: dribble{bytes.NewReader(s.file)}, Size: -1},
+					"stream with a size": {Stream: dribble{bytes.NewReader(s.file)}, Size: int64(len(s.file))},
+				}
+				for kind, src := range sources {
+					src.Name, src.Description = how+" "+kind, s.description
+					got, err := importSource(t.Context(), t, src, claim)
+					if err != nil {
+						t.Errorf("%s: %v", src.Name, err)
+						continue
+					}
+					if got.header.VirtualSize < 0 {
+						if err := got.file.Truncate(int64(len(s.disk))); err != nil {
+							t.Fatal(err)
+						}
+						got.bytes = contents(t, got.file)
+					}
+					check(t, src.Name, got, s.disk, s.file)
+				}
+			}
+		})
+	}
+}
+
+// TestFormatsRefused has what goes wrong between the formats; the formats' own
+// refusals are tested with their doors.
+func TestFormatsRefused(t *testing.T) {
+	all := samples(t)
+	disk, stream := all["raw"].disk, all["vmdk, stream"].file
+	for name, row := range map[string]struct {
+		sample
+		max  int64
+		want refusal
+	}{
+		"claimed as raw":            {sample{format: "raw", file: all["vdi"].file}, 0, refusal{errs.Unsafe, strict.Mismatch, "look like VDI"}},
+		"claimed as another":        {sample{format: "vhdx", file: all["vdi"].file}, 0, refusal{errs.Unsafe, strict.Mismatch, "look like VDI"}},
+		"two formats":               {sample{format: "vdi", file: append(bytes.Clone(all["vdi"].file), put(make([]byte, 512), 0, []byte("conectix")...)...)}, 0, refusal{errs.Unsafe, strict.Mismatch, "look like VHD"}},
+		"not that compression":      {sample{format: "raw", compression: "xz", file: packedBy(t, "gzip", disk)}, 0, refusal{errs.Unsafe, strict.Mismatch, "not xz"}},
+		"compressed twice":          {sample{format: "raw", compression: "gzip", file: packedBy(t, "gzip", packedBy(t, "gzip", disk))}, 0, refusal{errs.Unsafe, strict.Mismatch, "look like gzip"}},
+		"compressed and cut":        {sample{format: "raw", compression: "gzip", file: packedBy(t, "gzip", disk)[:20000]}, 0, refusal{errs.Unsafe, strict.Truncated, "ends early"}},
+		"bomb":                      {sample{format: "raw", compression: "xz", file: packedBy(t, "xz", make([]byte, 80*mib))}, 64 * mib, refusal{errs.Unsafe, strict.Quota, "67108864"}},
+		"wrong manifest":            {sample{format: "ova", file: archived(t, stream, sha256.Sum256(nil))}, 0, refusal{errs.Unsafe, strict.Checksum, "manifest"}},
+		"archive of another format": {sample{format: "ova", file: archived(t, disk, sha256.Sum256(disk))}, 0, refusal{errs.Unsafe, strict.Mismatch, ""}},
+		"description of another":    {sample{format: "ploop", file: all["ploop"].file, description: described("Compressed", "root.hds", 512, mib)}, 0, refusal{errs.Unsafe, strict.Corrupt, "262144 bytes"}},
+		"clusters of another":       {sample{format: "ploop", file: all["ploop"].file, description: described("Compressed", "root.hds", len(disk)/512, 2*mib)}, 0, refusal{errs.Unsafe, strict.Corrupt, "clusters"}},
+		"description of a path":     {sample{format: "ploop", file: all["ploop"].file, description: described("Compressed", "/etc/passwd", len(disk)/512, mib)}, 0, refusal{errs.Unsafe, strict.External, ""}},
+		"description elsewhere":     {sample{format: "ploop", file: all["ploop"].file, description: described("Compressed", "other.hds", len(disk)/512, mib)}, 0, refusal{errs.Unsafe, strict.External, "another file"}},
+		"description with entities": {sample{format: "ploop", file: all["ploop"].file, description: []byte(`<!DOCTYPE x [<!ENTITY e "e">]>` + string(described("Compressed", "root.hds", 1, mib)))}, 0, refusal{errs.Unsafe, strict.UnsafeXML, ""}},
+		"description of no ploop":   {sample{format: "raw", file: disk, description: described("Plain", "root.hds", len(disk)/512, mib)}, 0, refusal{errs.Unsafe, strict.Mismatch, "ploop"}},
+		"compression unknown":       {sample{format: "raw", compression: "lzma", file: disk}, 0, refusal{errs.Unsafe, strict.Format, "lzma"}},
+		"cut disc":                  {sample{format: "iso", file: all["iso"].file[:mib]}, 0, refusal{errs.Unsafe, strict.Truncated, ""}},
+	} {
+		claim := Claim{Format: row.format, Compression: row.compression, MaxUnannounced: row.max}
+		_, err := importSource(t.Context(), t, Source{File: writeFile(t, row.file), Description: row.description}, claim)
+		row.want.check(t, name, err)
+		_, err = importSource(t.Context(), t, Source{Stream: bytes.NewReader(row.file), Size: -1, Description: row.description}, claim)
+		row.want.check(t, name+" as a stream", err)
+	}
+}
+
+// TestSizeLimitOfFormats: every format's virtual size is held against the limit.
+func TestSizeLimitOfFormats(t *testing.T) {
+	for name, s := range samples(t) {
+		_, err := importSource(t.Context(), t, Source{File: writeFile(t, s.file), Description: s.description}, Claim{Format: s.format, MaxVirtualSize: 512 * kib})
+		var e *errs.Error
+		if refused, ok := err.(*errs.Error); ok {
+			e = refused
+		}
+		if e == nil || e.Class != strict.Quota || !strings.Contains(e.Hint, "--max-virtual-size") {
+			t.Errorf("%s: got %v, want QUOTA with a hint", name, err)
+		}
+	}
+}
