@@ -349,9 +349,12 @@ type DiskResize struct {
 	Shrink bool  `json:"shrink,omitempty"`
 }
 
-// DiskExport asks for a disk's bytes in a format.
-type DiskExport struct {
-	Format string `json:"format"`
+// Export asks for what a disk or an image holds, as one file in a format: raw,
+// qcow2, vmdk (streamOptimized), vhd, vhdx or vdi.
+type Export struct {
+	Format      string `json:"format"`
+	Compression string `json:"compression,omitempty"` // of qcow2, into a file only: zlib or zstd; none if empty
+	Type        string `json:"type,omitempty"`        // of vhd: dynamic, the default, or fixed
 }
 
 // Attach asks for the right to write disks and for what a hypervisor needs to

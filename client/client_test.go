@@ -183,7 +183,7 @@ func TestStreamedExportThatFails(t *testing.T) {
 			row.fail(w)
 		}))
 		var b strings.Builder
-		if err := c.DiskExportStream(t.Context(), "d", "raw", &b); !errors.Is(err, row.want) {
+		if err := c.DiskExportStream(t.Context(), "d", api.Export{Format: "raw"}, &b); !errors.Is(err, row.want) {
 			t.Errorf("%s: got %v, want %s", row.name, err, row.want)
 		}
 	}

@@ -1,9 +1,7 @@
 package client
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -158,81 +156,4 @@ func (c *Client) ImageInspect(ctx context.Context, i api.ImageInspect, src Sourc
 	q = set(q, "sha256", i.SHA256)
 	q = set(q, "source", i.Source)
 	return upload[api.Verdict](ctx, c, request{method: http.MethodPost, path: []string{"images", "inspect"}, query: q}, src)
-}
-
-func exportRequest(ref, format string) request {
-	return request{method: http.MethodPost, path: []string{"disks", ref, "export"}, query: set(nil, "format", format), header: http.Header{}}
-}
-
-// DiskExport writes a disk into f, a regular file opened for writing, and
-// calls progress, which may be nil. Over the unix socket the daemon writes
-// through f's descriptor and keeps holes; over TCP the bytes are streamed. The
-// caller syncs f.
-func (c *Client) DiskExport(ctx context.Context, ref, format string, f *os.File, progress func(api.Progress)) error {
-	if !c.unix {
-		return c.DiskExportStream(ctx, ref, format, f)
-	}
-	r := exportRequest(ref, format)
-	r.header.Set(api.DescriptorHeader, "1")
-	h := c.transfer(f)
-	defer h.CloseIdleConnections()
-	resp, err := c.send(ctx, h, r)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	lines := json.NewDecoder(bufio.NewReader(resp.Body))
-	for {
-		var s api.ExportStatus
-		if err := lines.Decode(&s); err != nil {
-			return transportError(err)
-		}
-		if progress != nil {
-			progress(s.Progress)
-		}
-		if s.Done || s.Error != nil {
-			return s.Error.Err()
-		}
-	}
-}
-
-// DiskExportStream writes a disk's bytes to w. An error after the first byte
-// means that what w got is not the disk.
-func (c *Client) DiskExportStream(ctx context.Context, ref, format string, w io.Writer) error {
-	r := exportRequest(ref, format)
-	r.header.Set("TE", "trailers")
-	h := c.transfer(nil)
-	defer h.CloseIdleConnections()
-	resp, err := c.send(ctx, h, r)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	sink := &writer{w: w}
-	if _, err := io.Copy(sink, resp.Body); err != nil {
-		if sink.err != nil {
-			return errs.New(errs.KindOf(sink.err), "disk.export", ref, "the bytes cannot be written: %w", sink.err)
-		}
-		return transportError(err)
-	}
-	if text := resp.Trailer.Get(api.ErrorTrailer); text != "" {
-		var body api.ErrorBody
-		if err := json.Unmarshal([]byte(text), &body); err != nil {
-			return errs.New(errs.Internal, "disk.export", ref, "the export broke off")
-		}
-		return body.Error.Err()
-	}
-	return nil
-}
-
-// writer tells a failure to write from a failure to read.
-type writer struct {
-	w   io.Writer
-	err error
-}
-
-func (s *writer) Write(b []byte) (int, error) {
-	n, err := s.w.Write(b)
-	s.err = err
-	return n, err
 }

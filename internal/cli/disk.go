@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -186,26 +185,13 @@ func (a *app) diskResize() *cobra.Command {
 }
 
 func (a *app) diskExport() *cobra.Command {
-	var format string
-	var force bool
-	cmd := a.command(verb{
-		use: "export DISK FILE|- --format raw|qcow2", short: "Write a disk's bytes to a file or to standard output", args: []string{"DISK", "FILE"}, complete: []names{diskNames, nil},
-		long: "The disk must not be attached. FILE appears only when it is whole; one that exists is kept unless\n" +
-			"--force is given.",
-		example: "tarn disk export web1/root web1.qcow2 --format qcow2\ntarn disk export web1/data0 - --format raw | zstd > data0.raw.zst",
-		run: func(ctx context.Context, c *client.Client, args []string) error {
-			if args[1] == "-" {
-				if terminal(a.Out) {
-					return usage("standard output is a terminal").WithHint("redirect it, or name a file")
-				}
-				return c.DiskExportStream(ctx, args[0], format, a.Out)
-			}
-			return a.exportFile(ctx, c, args[0], args[1], format, force)
-		},
-	})
-	formatFlag(cmd, &format)
-	cmd.Flags().BoolVar(&force, "force", false, "replace FILE")
-	return cmd
+	return a.exportCommand(verb{
+		use: "export DISK FILE|- --format FORMAT", short: "Write a disk's bytes to a file or to standard output", args: []string{"DISK", "FILE"}, complete: []names{diskNames, nil},
+		long: "The disk must not be attached. " + exportLong,
+		example: "tarn disk export web1/root web1.qcow2 --format qcow2 --compression zstd\n" +
+			"tarn disk export web1/root web1.vhd --format vhd --type fixed\n" +
+			"tarn disk export web1/data0 - --format raw | zstd > data0.raw.zst",
+	}, func(c *client.Client) exporting { return exporting{"disk", c.DiskExport, c.DiskExportStream} })
 }
 
 func (a *app) diskDelete() *cobra.Command {
@@ -221,16 +207,4 @@ func (a *app) diskDelete() *cobra.Command {
 			return a.change(ctx, c, f, start, a.gone("deleted"))
 		},
 	}))
-}
-
-// exported says that an export is done.
-func (a *app) exported(ref, path, format string) error {
-	if a.output == "json" {
-		return printJSON(a.Out, map[string]string{"disk": ref, "file": path, "format": format})
-	}
-	if a.quiet {
-		_, err := fmt.Fprintln(a.Out, path)
-		return wrote(err)
-	}
-	return a.say("disk %s exported to %s", ref, path)
 }

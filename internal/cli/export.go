@@ -3,10 +3,13 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/tarn-storage/tarn/api"
@@ -14,11 +17,46 @@ import (
 	"github.com/tarn-storage/tarn/errs"
 )
 
-// exportFile writes a disk to path with the user's rights: into PATH.partial,
-// synced, then renamed, so that path is whole or absent. A failed export
-// leaves no partial file; one that is there already belongs to somebody else
-// and is not touched.
-func (a *app) exportFile(ctx context.Context, c *client.Client, ref, path, format string, force bool) error {
+// exporting is a command that writes what a disk or an image holds.
+type exporting struct {
+	noun   string
+	file   func(ctx context.Context, ref string, x api.Export, f *os.File, progress func(api.Progress)) error
+	stream func(ctx context.Context, ref string, x api.Export, w io.Writer) error
+}
+
+// exportLong is what help says of every export.
+const exportLong = "FILE appears only when it is whole; one that exists is kept unless\n" +
+	"--force is given. vmdk is streamOptimized, the kind that an OVA holds. All formats can go to standard output\n" +
+	"(-), except qcow2 with --compression, which needs a file."
+
+// exportCommand makes the command; calls gives what it does with a client.
+func (a *app) exportCommand(v verb, calls func(*client.Client) exporting) *cobra.Command {
+	var x api.Export
+	var force bool
+	v.run = func(ctx context.Context, c *client.Client, args []string) error {
+		e := calls(c)
+		if args[1] != "-" {
+			return a.exportFile(ctx, e, args[0], args[1], x, force)
+		}
+		if terminal(a.Out) {
+			return usage("standard output is a terminal").WithHint("redirect it, or name a file")
+		}
+		return e.stream(ctx, args[0], x, a.Out)
+	}
+	cmd := a.command(v)
+	cmd.Flags().Var(newChoice(&x.Format, "raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi"), "format", "the format to write")
+	_ = cmd.MarkFlagRequired("format")
+	cmd.Flags().Var(newChoice(&x.Compression, "zlib", "zstd"), "compression", "compress a qcow2 file")
+	cmd.Flags().Var(newChoice(&x.Type, "dynamic", "fixed"), "type", "of vhd: fixed holds every byte, as Azure wants it")
+	cmd.Flags().BoolVar(&force, "force", false, "replace FILE")
+	return cmd
+}
+
+// exportFile writes to path with the user's rights: into PATH.partial, synced,
+// then renamed, so that path is whole or absent. A failed export leaves no
+// partial file; one that is there already belongs to somebody else and is not
+// touched.
+func (a *app) exportFile(ctx context.Context, e exporting, ref, path string, x api.Export, force bool) error {
 	if err := checkTarget(path, force); err != nil {
 		return err
 	}
@@ -26,13 +64,13 @@ func (a *app) exportFile(ctx context.Context, c *client.Client, ref, path, forma
 	f, err := os.OpenFile(partial, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		if errors.Is(err, fs.ErrExist) {
-			return errs.New(errs.Exists, "disk.export", partial, "%s is there: another export runs, or one was cut off", partial).
+			return errs.New(errs.Exists, "export", partial, "%s is there: another export runs, or one was cut off", partial).
 				WithHint("remove it if no export runs")
 		}
 		return fileError(path, err)
 	}
 	p := a.progress()
-	err = c.DiskExport(ctx, ref, format, f, func(now api.Progress) { p.show("export", now) })
+	err = e.file(ctx, ref, x, f, func(now api.Progress) { p.show("export", now) })
 	p.close()
 	if err == nil {
 		err = f.Sync()
@@ -47,7 +85,19 @@ func (a *app) exportFile(ctx context.Context, c *client.Client, ref, path, forma
 		_ = os.Remove(partial)
 		return fileError(path, err)
 	}
-	return a.exported(ref, path, format)
+	return a.exported(e.noun, ref, path, x.Format)
+}
+
+// exported says that an export is done.
+func (a *app) exported(noun, ref, path, format string) error {
+	if a.output == "json" {
+		return printJSON(a.Out, map[string]string{noun: ref, "file": path, "format": format})
+	}
+	if a.quiet {
+		_, err := fmt.Fprintln(a.Out, path)
+		return wrote(err)
+	}
+	return a.say("%s %s exported to %s", noun, ref, path)
 }
 
 // checkTarget refuses early what publish would refuse at the end.
@@ -67,7 +117,7 @@ func checkTarget(path string, force bool) error {
 }
 
 func exists(path string) error {
-	return errs.New(errs.Exists, "disk.export", path, "%s exists", path).WithHint("add --force to replace it")
+	return errs.New(errs.Exists, "export", path, "%s exists", path).WithHint("add --force to replace it")
 }
 
 // publish gives the finished file its name; without force never over another
@@ -109,5 +159,5 @@ func fileError(path string, err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		kind = errs.Invalid
 	}
-	return errs.New(kind, "disk.export", path, "%s cannot be written: %w", path, err)
+	return errs.New(kind, "export", path, "%s cannot be written: %w", path, err)
 }

@@ -19,7 +19,7 @@ import (
 func (a *app) imageCommand() *cobra.Command {
 	return a.noun("image", "Manage images",
 		"An image is immutable content, judged once at its import. Disks are made from it; it is never a disk.",
-		a.imageImport, a.imageList, a.imageShow, a.imageInspect, a.imageRename, a.imageDelete)
+		a.imageImport, a.imageList, a.imageShow, a.imageInspect, a.imageExport, a.imageRename, a.imageDelete)
 }
 
 func (a *app) imageImport() *cobra.Command {
@@ -184,6 +184,16 @@ func (a *app) printVerdict(v api.Verdict) error {
 		{"verdict", v.Verdict}, {"error", v.Error}, {"detail", v.Detail}, {"hint", v.Hint}, {"format", v.Format}, {"virtual size", virtual},
 		{"features", strings.Join(v.Features, ", ")}, {"sha256", v.SourceSHA256}, {"content", v.Content},
 	})
+}
+
+func (a *app) imageExport() *cobra.Command {
+	return a.exportCommand(verb{
+		use: "export IMAGE FILE|- --format FORMAT", short: "Write an image's content to a file or to standard output", args: []string{"IMAGE", "FILE"}, complete: []names{imageNames, nil},
+		long: "The content is what was imported, in any format. " + exportLong,
+		example: "tarn image export debian12 debian12.qcow2 --format qcow2 --compression zstd\n" +
+			"tarn image export debian12 debian12.vmdk --format vmdk\n" +
+			"tarn image export debian12 - --format raw | sha256sum",
+	}, func(c *client.Client) exporting { return exporting{"image", c.ImageExport, c.ImageExportStream} })
 }
 
 func (a *app) imageRename() *cobra.Command {

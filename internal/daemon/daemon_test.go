@@ -478,7 +478,7 @@ func roundTrip(t *testing.T, cl *client.Client) {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	if err := cl.DiskExport(t.Context(), "w/root", "raw", out, nil); err != nil {
+	if err := cl.DiskExport(t.Context(), "w/root", api.Export{Format: "raw"}, out, nil); err != nil {
 		t.Fatal(err)
 	}
 	got, err := io.ReadAll(io.NewSectionReader(out, 0, 1<<30))

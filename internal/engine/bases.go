@@ -176,7 +176,11 @@ func (e *Engine) anyBase(ctx context.Context, i disk.Image) (disk.Volume, error)
 			return b, nil
 		}
 	}
-	return disk.Volume{}, errs.New(errs.Unavailable, "image", i.Name, "no active pool holds the content of image %s", i.Name).
+	return disk.Volume{}, noBase(i)
+}
+
+func noBase(i disk.Image) error {
+	return errs.New(errs.Unavailable, "image", i.Name, "no active pool holds the content of image %s", i.Name).
 		WithHint("start the pool that holds it: tarn image show %s", i.Name)
 }
 

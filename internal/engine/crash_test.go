@@ -151,7 +151,7 @@ func (w *world) check(t *testing.T) {
 		}
 		for ref, want := range w.acked {
 			var got bytes.Buffer
-			if err := e.DiskExport(ctx, ref, api.DiskExport{Format: "raw"}, engine.Sink{Stream: &got}, nil); err != nil {
+			if err := e.DiskExport(ctx, ref, api.Export{Format: "raw"}, engine.Sink{Stream: &got}, nil); err != nil {
 				return err
 			}
 			if !bytes.Equal(got.Bytes(), want) {

@@ -202,7 +202,7 @@ func do(t *testing.T, errors ...error) {
 func refused(ref string) func(*testing.T, *bench, string) {
 	return func(t *testing.T, b *bench, _ string) {
 		var out bytes.Buffer
-		err := b.DiskExport(context.Background(), ref, api.DiskExport{Format: "raw"}, engine.Sink{Stream: &out}, nil)
+		err := b.DiskExport(context.Background(), ref, api.Export{Format: "raw"}, engine.Sink{Stream: &out}, nil)
 		b.fails(errs.Corrupt, api.Outcome{}, err)
 		if err == nil {
 			t.Errorf("%s was exported", ref)

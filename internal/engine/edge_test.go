@@ -150,7 +150,7 @@ func TestAPoolThatIsReadDoesNotStop(t *testing.T) {
 	r, w := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		done <- b.DiskExport(ctx, "web1/data0", api.DiskExport{Format: "raw"}, engine.Sink{Stream: w}, nil)
+		done <- b.DiskExport(ctx, "web1/data0", api.Export{Format: "raw"}, engine.Sink{Stream: w}, nil)
 		w.Close()
 	}()
 	if _, err := io.ReadFull(r, make([]byte, 4096)); err != nil {

@@ -169,7 +169,7 @@ func (b *bench) importFile(name, path, format, pool string) {
 func (b *bench) read(ref string) []byte {
 	b.t.Helper()
 	var out bytes.Buffer
-	if err := b.DiskExport(context.Background(), ref, api.DiskExport{Format: "raw"}, engine.Sink{Stream: &out}, nil); err != nil {
+	if err := b.DiskExport(context.Background(), ref, api.Export{Format: "raw"}, engine.Sink{Stream: &out}, nil); err != nil {
 		b.t.Fatal(err)
 	}
 	return out.Bytes()
@@ -197,7 +197,7 @@ func TestMainJob(t *testing.T) {
 	if err != nil || len(a.Libvirt) != 3 {
 		t.Fatalf("attach printed %d disks, %v", len(a.Libvirt), err)
 	}
-	b.fails(errs.Busy, api.Outcome{}, b.DiskExport(ctx, "web1/root", api.DiskExport{Format: "raw"}, engine.Sink{Stream: &bytes.Buffer{}}, nil))
+	b.fails(errs.Busy, api.Outcome{}, b.DiskExport(ctx, "web1/root", api.Export{Format: "raw"}, engine.Sink{Stream: &bytes.Buffer{}}, nil))
 	b.restart()
 	if err := b.InstanceDetach(ctx, "web1", api.Detach{}); err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/tarn-storage/tarn/internal/blkio"
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
+	"github.com/tarn-storage/tarn/internal/store"
 	"github.com/tarn-storage/tarn/internal/volio"
 )
 
@@ -22,19 +24,27 @@ type Sink struct {
 	Stream io.Writer
 }
 
+// exportOptions reads how an export is asked for.
+func (e *Engine) exportOptions(x api.Export) (volio.Options, error) {
+	o := volio.Options{Format: diskfmt.Format(x.Format), Compression: volio.Compression(x.Compression), Type: volio.Type(x.Type),
+		Threads: runtime.GOMAXPROCS(0), Time: e.now()}
+	return o, o.Validate()
+}
+
 // DiskExport writes what a disk holds, the whole chain as one, to s in a
 // format. The disk must not be in use; nobody can start to use it meanwhile.
-func (e *Engine) DiskExport(ctx context.Context, ref string, x api.DiskExport, s Sink, progress func(done, total int64)) error {
-	format, err := diskfmt.ParseFormat(x.Format)
+func (e *Engine) DiskExport(ctx context.Context, ref string, x api.Export, s Sink, progress func(done, total int64)) error {
+	const op = "disk.export"
+	o, err := e.exportOptions(x)
 	if err != nil {
-		return errs.New(errs.Invalid, "disk.export", ref, "%w", err)
+		return errs.Wrap(err, op, ref)
 	}
 	r, err := e.diskByRef(ctx, ref)
 	if err != nil {
 		return err
 	}
 	name := r.instance.Name + "/" + r.disk.Name
-	if err := usable(r.volume, "disk.export", name); err != nil {
+	if err := usable(r.volume, op, name); err != nil {
 		return err
 	}
 	if err := e.notInUse(ctx, []disk.Volume{r.volume}); err != nil {
@@ -54,17 +64,80 @@ func (e *Engine) DiskExport(ctx context.Context, ref string, x api.DiskExport, s
 	if err != nil {
 		return err
 	}
+	err = e.notLeased(ctx, r.volume) // granted before the locks that keep others away were taken
+	if err == nil {
+		err = export(ctx, in, s, o, progress)
+	}
+	return errs.Wrap(errors.Join(err, in.Close()), op, name)
+}
+
+// ImageExport writes an image's content, as long as it was when it was
+// imported, to s in a format. The base that it reads stays meanwhile.
+func (e *Engine) ImageExport(ctx context.Context, ref string, x api.Export, s Sink, progress func(done, total int64)) error {
+	const op = "image.export"
+	o, err := e.exportOptions(x)
+	if err != nil {
+		return errs.Wrap(err, op, ref)
+	}
+	i, bases, err := e.readyImage(ctx, ref)
+	if err != nil {
+		return err
+	}
+	base, release, err := e.holdBase(ctx, i, bases)
+	if err != nil {
+		return err
+	}
+	defer release()
+	p, err := e.poolOf(ctx, base.PoolID)
+	if err != nil {
+		return err
+	}
+	in, err := p.OpenChain(ctx, []disk.Volume{base}, driver.Base)
+	if err != nil {
+		return err
+	}
+	err = export(ctx, volio.Cut(in, base.ContentSize), s, o, progress)
+	return errs.Wrap(errors.Join(err, in.Close()), op, i.Name)
+}
+
+// holdBase returns one of an image's bases that can be read. Until release is
+// called nothing deletes it and its pool stays active.
+func (e *Engine) holdBase(ctx context.Context, i disk.Image, bases []disk.Volume) (base disk.Volume, release func(), err error) {
+	for _, b := range bases {
+		volume, pool := e.exports.take(b.ID), e.reading.take(b.PoolID)
+		release = func() { pool(); volume() }
+		_, active := e.pools.get(b.PoolID)
+		if !active {
+			release()
+			continue
+		}
+		// A base is marked for deletion by a transaction that sees who holds it,
+		// so that in one of its own the hold is seen, or the mark.
+		err = e.store.Update(ctx, func(ctx context.Context, tx *store.Tx) error {
+			base, err = tx.Volumes.Get(ctx, b.ID)
+			return err
+		})
+		if err == nil && base.State == disk.VolumeReady {
+			return base, release, nil
+		}
+		release()
+		if err != nil && !errors.Is(err, errs.NotFound) {
+			return disk.Volume{}, nil, err
+		}
+	}
+	return disk.Volume{}, nil, noBase(i)
+}
+
+// export writes in to s, and what a file got to its device.
+func export(ctx context.Context, in diskfmt.Reader, s Sink, o volio.Options, progress func(done, total int64)) error {
 	out, err := sinkOf(s)
 	if err == nil {
-		err = e.notLeased(ctx, r.volume) // granted before the locks that keep others away were taken
+		err = volio.Export(ctx, in, out, o, progress)
 	}
-	if err == nil {
-		err = volio.Export(ctx, in, out, format, progress)
+	if f, ok := out.Device.(*blkio.File); ok && err == nil {
+		err = f.Sync()
 	}
-	if err == nil && s.File != nil {
-		err = out.Device.(*blkio.File).Sync()
-	}
-	return errs.Wrap(errors.Join(err, in.Close()), "disk.export", name)
+	return err
 }
 
 func sinkOf(s Sink) (volio.Sink, error) {
@@ -82,5 +155,5 @@ func sinkOf(s Sink) (volio.Sink, error) {
 	if err != nil {
 		return volio.Sink{}, err
 	}
-	return volio.Sink{Device: f}, f.Truncate(0)
+	return volio.Sink{Device: f}, nil
 }

@@ -82,7 +82,16 @@ func settled(ctx context.Context, tx *store.Tx, i disk.Image) error {
 }
 
 // imageBases finds a ready image and its bases, whose pools must be active.
-func (e *Engine) imageBases(ctx context.Context, ref string) (i disk.Image, bases []disk.Volume, err error) {
+func (e *Engine) imageBases(ctx context.Context, ref string) (disk.Image, []disk.Volume, error) {
+	i, bases, err := e.readyImage(ctx, ref)
+	if err == nil {
+		err = e.needPools(bases)
+	}
+	return i, bases, err
+}
+
+// readyImage finds a ready image and its bases.
+func (e *Engine) readyImage(ctx context.Context, ref string) (i disk.Image, bases []disk.Volume, err error) {
 	err = e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
 		if i, err = findImage(ctx, tx, ref); err != nil {
 			return err
@@ -96,7 +105,7 @@ func (e *Engine) imageBases(ctx context.Context, ref string) (i disk.Image, base
 	if i.State != disk.ImageReady {
 		return i, nil, errs.New(errs.Busy, "image", i.Name, "image %s is %s", i.Name, i.State).WithHint("wait for its operation or cancel it: tarn operation list")
 	}
-	return i, bases, e.needPools(bases)
+	return i, bases, nil
 }
 
 // ImageDelete forgets an image. Bases that disks read from stay until the last
@@ -126,7 +135,7 @@ func (e *Engine) imageDelete(ctx context.Context, o api.Options, ref string) (ap
 	d.resources = []string{"image:" + string(i.ID)}
 	var kept, gone []disk.Volume
 	err = e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
-		kept, gone, err = partition(ctx, tx, i, bases)
+		kept, gone, err = e.partition(ctx, tx, i, bases)
 		return err
 	})
 	if err != nil {
@@ -145,7 +154,7 @@ func (e *Engine) imageDelete(ctx context.Context, o api.Options, ref string) (ap
 		if err := settled(ctx, tx, i); err != nil {
 			return err
 		}
-		stay, _, err := partition(ctx, tx, i, bases)
+		stay, _, err := e.partition(ctx, tx, i, bases)
 		if err != nil {
 			return err
 		}
@@ -153,7 +162,7 @@ func (e *Engine) imageDelete(ctx context.Context, o api.Options, ref string) (ap
 			return errMoved
 		}
 		for _, b := range gone {
-			if err := markBaseDeleting(ctx, tx, b.ID); err != nil {
+			if err := e.markBaseDeleting(ctx, tx, b.ID); err != nil {
 				return err
 			}
 		}
@@ -166,9 +175,9 @@ func (e *Engine) imageDelete(ctx context.Context, o api.Options, ref string) (ap
 }
 
 // partition splits the bases of an image that goes away into those that stay,
-// because a disk reads from them or another image has the same content, and
-// those that go.
-func partition(ctx context.Context, tx *store.Tx, i disk.Image, bases []disk.Volume) (kept, gone []disk.Volume, err error) {
+// because a disk or an export reads from them or another image has the same
+// content, and those that go.
+func (e *Engine) partition(ctx context.Context, tx *store.Tx, i disk.Image, bases []disk.Volume) (kept, gone []disk.Volume, err error) {
 	named, err := tx.Images.Count(ctx, store.Eq("content", i.Content))
 	if err != nil {
 		return nil, nil, err
@@ -178,7 +187,7 @@ func partition(ctx context.Context, tx *store.Tx, i disk.Image, bases []disk.Vol
 		if err != nil {
 			return nil, nil, err
 		}
-		if named > 1 || refs > 0 || b.State != disk.VolumeReady {
+		if named > 1 || refs > 0 || e.exports.count(b.ID) > 0 || b.State != disk.VolumeReady {
 			kept = append(kept, b)
 		} else {
 			gone = append(gone, b)
@@ -192,8 +201,9 @@ func references(ctx context.Context, tx *store.Tx, id disk.VolumeID) (int, error
 	return tx.Volumes.Count(ctx, store.Eq("backing_id", id))
 }
 
-// markBaseDeleting moves an unreferenced base to the state deleting.
-func markBaseDeleting(ctx context.Context, tx *store.Tx, id disk.VolumeID) error {
+// markBaseDeleting moves a base that nothing refers to or reads to the state
+// deleting.
+func (e *Engine) markBaseDeleting(ctx context.Context, tx *store.Tx, id disk.VolumeID) error {
 	b, err := tx.Volumes.Get(ctx, id)
 	if err != nil {
 		return err
@@ -204,6 +214,9 @@ func markBaseDeleting(ctx context.Context, tx *store.Tx, id disk.VolumeID) error
 	}
 	if refs > 0 {
 		return errs.New(errs.Busy, "cache", b.Name, "%d volumes read from %s", refs, b.Name).WithHint("try again")
+	}
+	if e.exports.count(id) > 0 {
+		return errs.New(errs.Busy, "cache", b.Name, "an export reads from %s", b.Name).WithHint("try again when it is done")
 	}
 	b.State = disk.VolumeDeleting
 	return tx.Volumes.Update(ctx, b)
@@ -348,7 +361,7 @@ func (e *Engine) prunable(ctx context.Context, tx *store.Tx, only disk.PoolID, a
 	}
 	var out []disk.Volume
 	for _, b := range bases {
-		if only != "" && b.PoolID != only || e.now().Sub(b.UpdatedAt) < age {
+		if only != "" && b.PoolID != only || e.now().Sub(b.UpdatedAt) < age || e.exports.count(b.ID) > 0 {
 			continue
 		}
 		refs, err := references(ctx, tx, b.ID)
@@ -381,5 +394,5 @@ func (e *Engine) markPruned(ctx context.Context, tx *store.Tx, b disk.Volume) er
 	if named > 0 && copies < 2 {
 		return errs.New(errs.Busy, "cache.prune", b.Name, "%s has become the last copy of its image", b.Name).WithHint("try again")
 	}
-	return markBaseDeleting(ctx, tx, b.ID)
+	return e.markBaseDeleting(ctx, tx, b.ID)
 }

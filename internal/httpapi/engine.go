@@ -43,6 +43,7 @@ type Pools interface {
 type Images interface {
 	ImageImport(context.Context, api.Options, api.ImageImport, ingest.Source) (api.Outcome, error)
 	ImageInspect(context.Context, api.ImageInspect, ingest.Source) (api.Verdict, error)
+	ImageExport(ctx context.Context, ref string, x api.Export, s engine.Sink, progress func(done, total int64)) error
 	ImageRename(ctx context.Context, o api.Options, ref, name string) (api.Outcome, error)
 	ImageDelete(ctx context.Context, o api.Options, ref string) (api.Outcome, error)
 	Images(context.Context, api.Page) (api.List[api.Image], error)
@@ -79,7 +80,7 @@ type Disks interface {
 	DiskShow(ctx context.Context, ref, as string) (api.Attachment, error)
 	DiskAttach(ctx context.Context, ref string, a api.Attach) (api.Attachment, error)
 	DiskDetach(ctx context.Context, ref string, d api.Detach) error
-	DiskExport(ctx context.Context, ref string, e api.DiskExport, s engine.Sink, progress func(done, total int64)) error
+	DiskExport(ctx context.Context, ref string, x api.Export, s engine.Sink, progress func(done, total int64)) error
 }
 
 // Operations is the part that keeps the journal. OperationWait returns when

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/engine"
 	"github.com/tarn-storage/tarn/internal/ingest"
 )
 
@@ -127,6 +128,10 @@ func (s *Server) routeImages() {
 	change(s, call("image-delete", "DELETE", "/v1/images/{ref}", "Delete an image; referenced bases stay"),
 		func(ctx context.Context, o api.Options, in *changeRef) (api.Outcome, error) {
 			return e.ImageDelete(ctx, o, in.Ref.Ref)
+		})
+	s.routeExport("image-export", "/v1/images/{ref}/export", "Write an image's content to the answer or into a descriptor",
+		func(ctx context.Context, ref string, x api.Export, to engine.Sink, progress func(done, total int64)) error {
+			return e.ImageExport(ctx, ref, x, to, progress)
 		})
 }
 

@@ -251,7 +251,7 @@ func (p *Pool) convertStaged(ctx context.Context, v disk.Volume) error {
 		return err
 	}
 	return p.staged(ctx, driver.Spec{ID: v.ID}, func(dev driver.Device) error {
-		return volio.Export(ctx, in, volio.Sink{Device: dev}, v.Format, nil)
+		return volio.Export(ctx, in, volio.Sink{Device: dev}, volio.Options{Format: v.Format}, nil)
 	})
 }
 

@@ -31,9 +31,6 @@ func dataClusters(r diskfmt.Reader) iter.Seq2[clusters, error] {
 		var run clusters
 		for off := int64(0); off < r.Size(); {
 			e, err := r.Extent(off)
-			if err == nil && e.Length <= 0 {
-				err = errs.New(errs.Internal, "extent", "", "an extent at %d has no bytes", off)
-			}
 			if err != nil {
 				yield(run, err)
 				return
@@ -127,20 +124,12 @@ func (p plan) header() []byte {
 }
 
 // exportQcow2 writes r as a qcow2 image.
-func exportQcow2(ctx context.Context, r diskfmt.Reader, s Sink, progress func(done, total int64)) error {
-	p, err := newPlan(ctx, r)
+func exportQcow2(o *output, r diskfmt.Reader) error {
+	p, err := newPlan(o.ctx, r)
 	if err != nil {
 		return err
 	}
-	o := &output{ctx: ctx, sink: s, total: p.total() * cluster, progress: progress}
-	if s.Device != nil { // emptied first, so that all of it reads as zeroes
-		if err := resize(s.Device, 0); err != nil {
-			return err
-		}
-		if err := resize(s.Device, o.total); err != nil {
-			return err
-		}
-	}
+	o.total = p.total() * cluster
 	for _, write := range []func(*output) error{p.writeHead, p.writeL1,
 		func(o *output) error { return p.writeL2(o, r) }, func(o *output) error { return p.writeData(o, r) }} {
 		if err := write(o); err != nil {

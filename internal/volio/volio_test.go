@@ -2,7 +2,6 @@ package volio
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -208,121 +207,6 @@ func TestOpenRefusesAnInconsistentChain(t *testing.T) {
 	} {
 		if _, err := Open(row.layers); !errors.Is(err, row.want) {
 			t.Errorf("%s: got %v, want %s", row.name, err, row.want)
-		}
-	}
-}
-
-func TestExport(t *testing.T) {
-	for name, row := range chains {
-		c := makeChain(t, row.formats, row.sizes)
-		v, err := Open(c.layers)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, format := range []diskfmt.Format{diskfmt.Raw, diskfmt.Qcow2} {
-			path := filepath.Join(t.TempDir(), "export")
-			if err := os.WriteFile(path, bytes.Repeat([]byte("old"), 100_000), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			d := device(t, path)
-			var done, total int64
-			err := Export(t.Context(), v, Sink{Device: d}, format, func(d, n int64) { done, total = d, n })
-			if err != nil || done != total || total != d.Size() {
-				t.Errorf("%s as %s: %v, progress %d of %d, the file has %d", name, format, err, done, total, d.Size())
-				continue
-			}
-			checkExport(t, name, path, format, c.want)
-			var stream bytes.Buffer
-			if err := Export(t.Context(), v, Sink{Stream: &stream}, format, nil); err != nil {
-				t.Errorf("%s as %s: %v", name, format, err)
-			}
-			if b, err := os.ReadFile(path); err != nil || !bytes.Equal(b, stream.Bytes()) {
-				t.Errorf("%s as %s: file and stream differ (%v)", name, format, err)
-			}
-		}
-	}
-}
-
-func checkExport(t *testing.T, name, path string, format diskfmt.Format, want []byte) {
-	t.Helper()
-	flat := path
-	if format == diskfmt.Qcow2 {
-		tool(t, "qemu-img", "check", "-q", "-f", "qcow2", path)
-		flat += ".raw"
-		tool(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, flat)
-	}
-	got, err := os.ReadFile(flat)
-	if err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%s as %s: other bytes than the volume's (%v)", name, format, err)
-	}
-	d := device(t, path)
-	for off := int64(0); format == diskfmt.Raw && off < d.Size(); {
-		e, err := d.Extent(off)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if e.Kind == diskfmt.Data && e.Length >= 128*kib && blkio.IsZero(want[e.Offset:e.End()]) {
-			t.Errorf("%s: the zeroes %+v are allocated", name, e)
-		}
-		off = e.End()
-	}
-}
-
-// sparse is a disk too large to make: a few runs of data.
-type sparse struct {
-	size int64
-	at   []int64
-}
-
-func (s sparse) Size() int64 { return s.size }
-
-func (s sparse) Extent(off int64) (diskfmt.Extent, error) {
-	e := diskfmt.Extent{Offset: off, Length: s.size - off, Kind: diskfmt.Zero}
-	for _, a := range s.at {
-		switch {
-		case off >= a && off < a+4*kib:
-			return diskfmt.Extent{Offset: off, Length: a + 4*kib - off, Kind: diskfmt.Data}, nil
-		case off < a:
-			e.Length = min(e.Length, a-off)
-		}
-	}
-	return e, nil
-}
-
-func (s sparse) ReadAt(p []byte, off int64) (int, error) {
-	for i := range p {
-		p[i] = 0
-		for _, a := range s.at {
-			if pos := off + int64(i); pos >= a && pos < a+4*kib {
-				p[i] = 0xab
-			}
-		}
-	}
-	return len(p), nil
-}
-
-func TestExportOfAHugeDisk(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "huge")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	const size = 16 << 40
-	src := sparse{size, []int64{0, 1 << 40, size - 4*kib}}
-	if err := Export(t.Context(), src, Sink{Device: device(t, path)}, diskfmt.Qcow2, nil); err != nil {
-		t.Fatal(err)
-	}
-	tool(t, "qemu-img", "check", "-q", "-f", "qcow2", path)
-	tool(t, "qemu-io", "-f", "qcow2", "-r",
-		"-c", "read -q -P 0xab 0 4k", "-c", "read -q -P 0 4k 60k",
-		"-c", fmt.Sprintf("read -q -P 0xab %d 4k", int64(1<<40)), "-c", fmt.Sprintf("read -q -P 0xab %d 4k", int64(size-4*kib)), path)
-}
-
-func TestCancelledExport(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	for _, format := range []diskfmt.Format{diskfmt.Raw, diskfmt.Qcow2} {
-		if err := Export(ctx, sparse{mib, []int64{0}}, Sink{Stream: io.Discard}, format, nil); !errors.Is(err, errs.Cancelled) {
-			t.Errorf("%s: got %v, want errs.Cancelled", format, err)
 		}
 	}
 }
