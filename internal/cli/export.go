@@ -52,6 +52,16 @@ func (a *app) exportCommand(v verb, calls func(*client.Client) exporting) *cobra
 	return cmd
 }
 
+func (a *app) imageExport() *cobra.Command {
+	return a.exportCommand(verb{
+		use: "export IMAGE FILE|- --format FORMAT", short: "Write an image's content to a file or to standard output", args: []string{"IMAGE", "FILE"}, complete: []names{imageNames, nil},
+		long: "The content is what was imported, in any format. " + exportLong,
+		example: "tarn image export debian12 debian12.qcow2 --format qcow2 --compression zstd\n" +
+			"tarn image export debian12 debian12.vmdk --format vmdk\n" +
+			"tarn image export debian12 - --format raw | sha256sum",
+	}, func(c *client.Client) exporting { return exporting{"image", c.ImageExport, c.ImageExportStream} })
+}
+
 // exportFile writes to path with the user's rights: into PATH.partial, synced,
 // then renamed, so that path is whole or absent. A failed export leaves no
 // partial file; one that is there already belongs to somebody else and is not

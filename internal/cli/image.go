@@ -186,16 +186,6 @@ func (a *app) printVerdict(v api.Verdict) error {
 	})
 }
 
-func (a *app) imageExport() *cobra.Command {
-	return a.exportCommand(verb{
-		use: "export IMAGE FILE|- --format FORMAT", short: "Write an image's content to a file or to standard output", args: []string{"IMAGE", "FILE"}, complete: []names{imageNames, nil},
-		long: "The content is what was imported, in any format. " + exportLong,
-		example: "tarn image export debian12 debian12.qcow2 --format qcow2 --compression zstd\n" +
-			"tarn image export debian12 debian12.vmdk --format vmdk\n" +
-			"tarn image export debian12 - --format raw | sha256sum",
-	}, func(c *client.Client) exporting { return exporting{"image", c.ImageExport, c.ImageExportStream} })
-}
-
 func (a *app) imageRename() *cobra.Command {
 	var f changing
 	return f.add(a.command(verb{
