@@ -415,6 +415,7 @@ func (e *Engine) volumeDelete() journal.Handler[*store.Tx] {
 		if err != nil && !errors.Is(err, errs.NotFound) {
 			return err
 		}
+		e.awaitDescribed(a.Volume)
 		return e.volumeRemove(ctx, c)
 	}}
 }

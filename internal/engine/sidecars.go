@@ -85,7 +85,9 @@ func (e *Engine) sidecarsWrite() journal.Handler[*store.Tx] {
 }
 
 // writeSidecar writes what the records say of volume id beside it. Two writers
-// take turns, so that the one that read the older records does not come last.
+// take turns, so that the one that read the older records does not come last. A
+// volume that is being deleted gets none: its bytes may be gone by now, and what
+// is written behind its deletion stays.
 func (e *Engine) writeSidecar(ctx context.Context, id disk.VolumeID) error {
 	e.describing.Lock(id)
 	defer e.describing.Unlock(id)
@@ -93,7 +95,7 @@ func (e *Engine) writeSidecar(ctx context.Context, id disk.VolumeID) error {
 	if errs.KindOf(err) == errs.NotFound && err != nil {
 		return nil // deleted meanwhile
 	}
-	if err != nil {
+	if err != nil || s.Volume.State == disk.VolumeDeleting {
 		return err
 	}
 	p, err := e.poolOf(ctx, s.Volume.PoolID)
@@ -101,6 +103,13 @@ func (e *Engine) writeSidecar(ctx context.Context, id disk.VolumeID) error {
 		return err
 	}
 	return e.makingRoom(ctx, p, func() error { return p.WriteSidecar(ctx, s) })
+}
+
+// awaitDescribed waits for a writer that found volume id before its state became
+// deleting. Later ones write nothing.
+func (e *Engine) awaitDescribed(id disk.VolumeID) {
+	e.describing.Lock(id)
+	defer e.describing.Unlock(id)
 }
 
 // makingRoom runs fn again with the pool's ballast given up if it found no
