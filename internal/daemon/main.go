@@ -54,6 +54,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (int, err
 	if c, err = c.WithDefaults(config.Environment()); err != nil {
 		return 0, err
 	}
+	tuneMemory(os.Getenv)
 	if command != nil {
 		return runCommand(ctx, c, command, stderr)
 	}
