@@ -49,7 +49,7 @@ type descriptor struct {
 // keys only known ones are allowed, once each.
 func parseDescriptor(b []byte) (*descriptor, error) {
 	text, pad, _ := bytes.Cut(b, []byte{0})
-	if i := bytes.IndexFunc(pad, func(r rune) bool { return r != 0 }); i >= 0 {
+	if i := strayByte(text, pad); i >= 0 {
 		return nil, strict.Refuse(strict.Corrupt, "the descriptor has bytes behind its end, %d behind its start", len(text)+1+i)
 	}
 	low := strings.ToLower(string(text))
@@ -68,6 +68,21 @@ func parseDescriptor(b []byte) (*descriptor, error) {
 		}
 	}
 	return d, d.check()
+}
+
+// strayByte returns the place in pad, which follows the text and its NUL, of the
+// first byte that must not be there, or -1. QEMU writes a new CID without its
+// leading zeroes, so that the text may become shorter, and leaves the last bytes
+// of the longer text where they are. They say nothing that the text does not.
+func strayByte(text, pad []byte) int {
+	const digits = 8 // of a CID; the text has one at least
+	tail := text[max(0, len(text)-digits):]
+	for i, c := range pad {
+		if c != 0 && (i >= digits-2 || bytes.IndexByte(tail, c) < 0) {
+			return i
+		}
+	}
+	return -1
 }
 
 func (d *descriptor) line(line string, n int) error {

@@ -90,6 +90,8 @@ var hostileSparse = []struct {
 	{"descriptor behind the end", put64(0x24, 1000), strict.Truncated, "the descriptor"},
 	{"cut in the descriptor", cut(3000), strict.Truncated, "the descriptor"},
 	{"text behind the descriptor", put8(20*512, 'x'), strict.Corrupt, "behind its end"},
+	{"another text behind the descriptor", put8(sector+len(sparseText)+1, 'x'), strict.Corrupt, "behind its end"},
+	{"too much behind the descriptor", put8(sector+len(sparseText)+7, '\n'), strict.Corrupt, "behind its end"},
 
 	{"parent", text("parentCID=ffffffff", "parentCID=12345678"), strict.External, "parent"},
 	{"parent hint", text("createType", `parentFileNameHint="`+canary+`"`+"\ncreateType"), strict.External, "another file"},
@@ -324,6 +326,7 @@ func TestSoundImages(t *testing.T) {
 	}{
 		{"sparse", sparse(), []string{"monolithicSparse", "version 1", "grains of 65536 bytes", "redundant grain directory"}},
 		{"carriage returns", text(sparseText, strings.ReplaceAll(sparseText, "\n", "\r\n"))(sparse()), nil},
+		{"leftovers of a longer CID", leftover(sparse()), nil},
 		{"renamed", text("disk.vmdk", "My old server (2).vmdk")(sparse()), nil},
 		{"read only", text("RW 321", "RDONLY 321")(sparse()), nil},
 		{"version 3", put32(4, 3)(sparse()), nil},
@@ -364,6 +367,12 @@ func TestSoundImages(t *testing.T) {
 			}
 		})
 	}
+}
+
+// leftover has behind the descriptor what was the end of a longer one.
+func leftover(b []byte) []byte {
+	copy(b[sector+len(sparseText)+1:], "\"ide\"\n")
+	return b
 }
 
 // exchange puts grain 0 first and cuts grain 2, now the last, at the disk's end.
