@@ -38,9 +38,9 @@ func (tx *Tx) Emit(ctx context.Context, e Event) error {
 	}
 	tx.events = true
 	if id%pruneEvery == 0 {
-		_, err = tx.exec(ctx, "DELETE FROM events WHERE id <= $1", id-keptEvents)
+		_, err = tx.trimEvents(ctx, id-keptEvents)
 	}
-	return tx.failed("event.prune", "", err)
+	return err
 }
 
 // Events returns at most limit events behind the id after, oldest first; limit

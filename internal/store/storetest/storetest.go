@@ -38,6 +38,8 @@ func Run(t *testing.T, place Place) {
 		{"fences", testFences},
 		{"events", testEvents},
 		{"event pruning", testEventPruning},
+		{"trimmed events", testTrimmedEvents},
+		{"pruned operations", testPrunedOperations},
 		{"generations", testGenerations},
 		{"group commit", testGroupCommit},
 		{"isolation within a batch", testBatchIsolation},
