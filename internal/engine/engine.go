@@ -37,6 +37,11 @@ type Config struct {
 	Workers     int // operations that run at once
 	Version     string
 	StateDir    string // no pool may lie in it, nor it in a pool
+	// KeepOperations is for how long operations that ended, with their request
+	// ids, and events are kept; 0: for ever. They are pruned at the start and at
+	// every Tick, or with none every hour.
+	KeepOperations time.Duration
+	Tick           <-chan time.Time
 	// Ballast is the state directory's: the store gives it up when it has no
 	// room. Restore takes it again; Missing is how many bytes of it are not there.
 	Ballast interface {
@@ -51,6 +56,9 @@ func (c *Config) ensureDefaults() {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Tick == nil {
+		c.Tick = time.Tick(pruneEvery)
 	}
 	if c.Workers == 0 {
 		c.Workers = 64
@@ -115,6 +123,9 @@ func (e *Engine) begin(ctx context.Context) error {
 		return err
 	}
 	e.background.Go(func() { e.restoreBallast(e.life) })
+	if e.cfg.KeepOperations > 0 {
+		e.background.Go(func() { e.pruneOld(e.cfg.Tick) })
+	}
 	return nil
 }
 

@@ -36,6 +36,8 @@ type bench struct {
 	boot  string // instead of this machine's boot id
 	host  string // instead of this machine's id
 	stop  func()
+
+	configure func(*engine.Config)
 }
 
 func newBench(t testing.TB) *bench {
@@ -63,7 +65,11 @@ func (b *bench) start() {
 	if b.host != "" {
 		host.ID, host.Name = disk.HostID(b.host), "other"
 	}
-	e, err := engine.New(ctx, engine.Config{Store: s, Host: host, Types: all.Types()})
+	c := engine.Config{Store: s, Host: host, Types: all.Types()}
+	if b.configure != nil {
+		b.configure(&c)
+	}
+	e, err := engine.New(ctx, c)
 	if err != nil {
 		s.Close()
 		b.t.Fatal(err)

@@ -64,26 +64,23 @@ func (e *Engine) OperationCancel(ctx context.Context, id string) (api.Operation,
 const eventPage = 1000
 
 // Events yields every event after the given one, then waits for new ones until
-// ctx ends.
+// ctx ends. EventPage says what it yields where events are missing.
 func (e *Engine) Events(ctx context.Context, after int64) iter.Seq2[api.Event, error] {
 	return func(yield func(api.Event, error) bool) {
 		for {
 			more := e.store.Notify()
-			events, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]store.Event, error) {
-				return tx.Events(ctx, after, eventPage)
-			})
+			events, err := e.EventPage(ctx, after, eventPage)
 			if err != nil {
 				yield(api.Event{}, err)
 				return
 			}
 			for _, ev := range events {
 				after = ev.ID
-				v := api.Event{ID: ev.ID, Time: ev.Time, Type: ev.Type, Op: ev.OperationID, Subject: api.Subject{Type: ev.SubjectType, ID: ev.SubjectID, Name: ev.SubjectName}}
-				if !yield(v, nil) {
+				if !yield(ev, nil) {
 					return
 				}
 			}
-			if len(events) == eventPage {
+			if len(events) >= eventPage {
 				continue
 			}
 			select {
