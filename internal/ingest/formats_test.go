@@ -41,9 +41,9 @@ func imageOf(t testing.TB, b []byte, args ...string) []byte {
 }
 
 // packedBy compresses b with the tool of that name.
-func packedBy(t testing.TB, name string, b []byte) []byte {
+func packedBy(t testing.TB, name string, b []byte, args ...string) []byte {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), name, "-c")
+	cmd := exec.CommandContext(t.Context(), name, append(args, "-c")...)
 	cmd.Stdin = bytes.NewReader(b)
 	out, err := cmd.Output()
 	if err != nil {
