@@ -189,8 +189,8 @@ func TestDocsCommands(t *testing.T) {
 // TestDocsClasses holds that the safety page explains exactly the classes of
 // the gate's refusals.
 func TestDocsClasses(t *testing.T) {
-	class := regexp.MustCompile(`(?m)^\s+Class[A-Za-z]+\s+= "([A-Z_]+)"`)
-	source, err := os.ReadFile(filepath.Join(top, "internal/ingest/message.go"))
+	class := regexp.MustCompile(`(?m)^\s+[A-Za-z]+\s+= "([A-Z_]+)"`)
+	source, err := os.ReadFile(filepath.Join(top, "diskfmt/strict/strict.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
