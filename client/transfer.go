@@ -1,11 +1,14 @@
 package client
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strconv"
 	"sync"
@@ -99,9 +102,9 @@ func (p *passing) writeFirst(b []byte) (n int, err error) {
 	return n, err
 }
 
-// upload performs r with the bytes of src.
-func upload[T any](ctx context.Context, c *Client, r request, src Source) (T, error) {
-	h, r, err := c.attachSource(r, src)
+// upload performs r with details and the bytes of src behind them.
+func upload[T any](ctx context.Context, c *Client, r request, details []byte, src Source) (T, error) {
+	h, r, err := c.attachSource(r, details, src)
 	if err != nil {
 		var zero T
 		return zero, err
@@ -116,27 +119,51 @@ func upload[T any](ctx context.Context, c *Client, r request, src Source) (T, er
 	return decode[T](resp.Body)
 }
 
-func (c *Client) attachSource(r request, src Source) (*http.Client, request, error) {
-	if r.header == nil {
-		r.header = http.Header{}
-	}
+func (c *Client) attachSource(r request, details []byte, src Source) (*http.Client, request, error) {
 	if src.File != nil && c.unix {
 		r.header.Set(api.DescriptorHeader, "1")
+		if details != nil {
+			r.stream, r.size = bytes.NewReader(details), int64(len(details))
+		}
 		return c.transfer(src.File), r, nil
 	}
-	r.stream, r.size = src.Stream, src.Size
-	if src.File != nil {
+	stream, size := src.Stream, src.Size
+	switch {
+	case src.File != nil:
 		fi, err := src.File.Stat()
 		if err != nil {
 			return nil, r, errs.Wrap(err, "image.import", src.File.Name())
 		}
-		r.stream, r.size = io.NewSectionReader(src.File, 0, fi.Size()), fi.Size()
+		stream, size = io.NewSectionReader(src.File, 0, fi.Size()), fi.Size()
+	case stream == nil: // the daemon fetches the bytes
+		stream, size = http.NoBody, 0
+	}
+	if r.stream, r.size = io.MultiReader(bytes.NewReader(details), stream), size; size >= 0 {
+		r.size += int64(len(details))
 	}
 	return c.transfer(nil), r, nil
 }
 
-// ImageImport imports an image. From a File over the unix socket it returns
-// while the operation goes on; from a stream it returns at its end.
+// imageRequest is a request about an image's bytes. What does not fit a URL, or
+// may be secret, goes before the bytes.
+func imageRequest(path []string, q url.Values, d api.ImageDetails) (request, []byte, error) {
+	q = set(q, "compression", d.Compression)
+	q = set(q, "sha512", d.SHA512)
+	if d.MaxVirtualSize != 0 {
+		q = set(q, "max_virtual_size", strconv.FormatInt(d.MaxVirtualSize, 10))
+	}
+	d.Compression, d.SHA512, d.MaxVirtualSize = "", "", 0
+	r := request{method: http.MethodPost, path: path, query: q, header: http.Header{}}
+	text, err := json.Marshal(d)
+	if err != nil || string(text) == "{}" {
+		return r, nil, errs.Wrap(err, "client.request", "")
+	}
+	r.header.Set(api.DetailsHeader, strconv.Itoa(len(text)))
+	return r, text, nil
+}
+
+// ImageImport imports an image. From a File over the unix socket, or from a URL,
+// it returns while the operation goes on; from a stream it returns at its end.
 func (c *Client) ImageImport(ctx context.Context, o api.Options, i api.ImageImport, src Source) (api.Outcome, error) {
 	q := set(nil, "name", i.Name)
 	q = set(q, "format", i.Format)
@@ -146,8 +173,11 @@ func (c *Client) ImageImport(ctx context.Context, o api.Options, i api.ImageImpo
 	if i.MinDisk != 0 {
 		q = set(q, "min_disk", strconv.FormatInt(i.MinDisk, 10))
 	}
-	r := request{method: http.MethodPost, path: []string{"images"}, query: q}
-	return upload[api.Outcome](ctx, c, r.with(o), src)
+	r, details, err := imageRequest([]string{"images"}, q, i.ImageDetails)
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	return upload[api.Outcome](ctx, c, r.with(o), details, src)
 }
 
 // ImageInspect asks what the gate says of bytes.
@@ -155,5 +185,9 @@ func (c *Client) ImageInspect(ctx context.Context, i api.ImageInspect, src Sourc
 	q := set(nil, "format", i.Format)
 	q = set(q, "sha256", i.SHA256)
 	q = set(q, "source", i.Source)
-	return upload[api.Verdict](ctx, c, request{method: http.MethodPost, path: []string{"images", "inspect"}, query: q}, src)
+	r, details, err := imageRequest([]string{"images", "inspect"}, q, i.ImageDetails)
+	if err != nil {
+		return api.Verdict{}, err
+	}
+	return upload[api.Verdict](ctx, c, r, details, src)
 }

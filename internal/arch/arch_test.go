@@ -35,7 +35,7 @@ var may = []struct {
 	{"diskfmt/inflate", ""},
 	{"diskfmt/unpack", "diskfmt/strict"},
 	{"diskfmt/ova", "diskfmt/strict"},
-	{"internal/config", "errs"},
+	{"internal/config", "diskfmt errs"},
 
 	{"diskfmt/raw", "diskfmt errs"},
 	{"diskfmt/qcow2/internal/layout", "diskfmt diskfmt/inflate"},
@@ -92,8 +92,8 @@ var may = []struct {
 	{"internal/pool", "diskfmt diskfmt/qcow2 errs internal/blkio internal/disk internal/plan internal/pool/driver internal/volio"},
 	{"internal/engine", "api diskfmt diskfmt/strict diskfmt/unpack errs internal/blkio internal/disk internal/fetch internal/generate internal/ingest internal/journal internal/plan internal/pool internal/pool/driver internal/signature internal/store internal/volio"},
 	{"internal/httpapi", "api errs internal/engine internal/ingest"},
-	{"internal/daemon", "api errs internal/config internal/engine internal/exit internal/faults internal/hostexec internal/httpapi internal/ingest internal/pool/all internal/store internal/store/postgres internal/store/sqlite"},
-	{"internal/cli", "api client errs internal/disk internal/exit"},
+	{"internal/daemon", "api diskfmt errs internal/config internal/engine internal/exit internal/faults internal/fetch internal/hostexec internal/httpapi internal/ingest internal/pool/all internal/store internal/store/postgres internal/store/sqlite"},
+	{"internal/cli", "api client diskfmt errs internal/disk internal/exit"},
 
 	{"internal/cli/man", "api internal/cli"},
 	{"cmd/tarn", "internal/cli"},

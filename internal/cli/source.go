@@ -5,6 +5,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -87,4 +88,65 @@ func (a *app) stdin() (client.Source, error) {
 		return client.Source{}, notRegular("standard input", m)
 	}
 	return client.Source{Stream: a.In, Size: -1}, nil
+}
+
+const maxDescription = 64 << 10 // of a DiskDescriptor.xml
+
+// openPloop opens a ploop image: root.hds in the folder that path names, or that
+// holds the DiskDescriptor.xml that it names, with that description; or a
+// root.hds alone. The names are fixed: none is taken from the description, and
+// no symbolic link leads out of the folder.
+func openPloop(path string) (src client.Source, closed func(), description []byte, err error) {
+	const op, image, about = "source.open", "root.hds", "DiskDescriptor.xml"
+	folder := path
+	if filepath.Base(path) == about {
+		folder = filepath.Dir(path)
+	} else if fi, err := os.Stat(path); err != nil || !fi.IsDir() {
+		f, err := openRegular(path)
+		return client.Source{File: f, Size: -1}, func() { _ = f.Close() }, nil, err
+	}
+	root, err := os.OpenRoot(folder)
+	if err != nil {
+		return src, nil, nil, errs.New(errs.KindOf(err), op, path, "%s cannot be opened: %w", folder, err)
+	}
+	defer root.Close()
+	x, err := regularIn(root, about)
+	switch {
+	case err == nil:
+		description, err = io.ReadAll(io.LimitReader(x, maxDescription+1))
+		_ = x.Close() // was only read
+		if err == nil && len(description) > maxDescription {
+			err = errs.New(errs.Unsafe, op, path, "%s has more than %d bytes", about, maxDescription).WithClass("LIMIT")
+		}
+	case errors.Is(err, fs.ErrNotExist) && folder == path:
+		err = nil
+	}
+	if err != nil {
+		return src, nil, nil, errs.Wrap(err, op, path)
+	}
+	f, err := regularIn(root, image)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errs.New(errs.NotFound, op, path, "%s has no %s", folder, image)
+	}
+	return client.Source{File: f, Size: -1}, func() { _ = f.Close() }, description, errs.Wrap(err, op, path)
+}
+
+// regularIn opens a regular file in root for reading.
+func regularIn(root *os.Root, name string) (*os.File, error) {
+	f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		if fi, lerr := root.Lstat(name); lerr == nil && fi.Mode()&fs.ModeSymlink != 0 && !errors.Is(err, fs.ErrNotExist) {
+			return nil, errs.New(errs.Unsafe, "source.open", name, "%s is a symbolic link that leads out of the folder", name).WithClass("EXTERNAL_REFERENCE")
+		}
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = notRegular(name, fi.Mode())
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
 }

@@ -3,12 +3,15 @@ package config
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"os"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/tarn-storage/tarn/errs"
 )
@@ -25,7 +28,7 @@ func TestSampleShowsTheDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 		t.Errorf("the sample differs from root's defaults (-defaults +sample):\n%s", diff)
 	}
 }
@@ -36,7 +39,7 @@ func TestSampleIsComplete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := regexp.MustCompile(`(?m)^( *)# ?( *[a-z_]+:( |$))`).ReplaceAll(text, []byte("$1$2"))
+	all := regexp.MustCompile(`(?m)^( *)# ?( *[a-z0-9_]+:( |$))`).ReplaceAll(text, []byte("$1$2"))
 	all = bytes.ReplaceAll(all, []byte("engine: sqlite "), []byte("engine: postgres "))
 	got, err := parse(bytes.NewReader(all))
 	if err != nil {
@@ -44,11 +47,17 @@ func TestSampleIsComplete(t *testing.T) {
 	}
 	want := Config{
 		StateDir: "/var/lib/tarn", Socket: "/run/tarn/tarn.sock", Group: "tarn", DefaultPool: "fast", WorkerUser: "tarn-worker",
-		Database: Database{Engine: "postgres", DSNFile: "/etc/tarn/dsn"},
+		Database: Database{Engine: "postgres", DSNFile: "/etc/tarn/dsn"}, KeepOperations: Age(30 * 24 * time.Hour),
 		Listen:   &Listen{Address: "0.0.0.0:7443", Cert: "/etc/tarn/tls/server.crt", Key: "/etc/tarn/tls/server.key", ClientCA: "/etc/tarn/tls/clients.crt"},
 		Log:      Log{Level: "info", Format: "json"},
+
+		ImageFormats: []string{"raw", "qcow2"},
+		Sources: Sources{
+			Allow: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("fd00:20::/64")}, NAT64: []netip.Prefix{netip.MustParsePrefix("2001:db8:64::/96")},
+			PlainHTTP: []netip.Prefix{netip.MustParsePrefix("10.20.0.5/32")}, CAFile: "/etc/tarn/ca.pem", CloudsFile: "/etc/tarn/clouds.yaml",
+		},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 		t.Errorf("the sample with all lines (-want +got):\n%s", diff)
 	}
 }
@@ -64,7 +73,17 @@ func TestRefusals(t *testing.T) {
 		{"database: {engine: postgres}", "dsn_file is missing"},
 		{"database: {dsn_file: /x}", "for the engine postgres"},
 		{"log: {level: loud}", "log.level"},
+		{"keep_operations: 30", "not an hour or more"},
+		{"keep_operations: 59m", "not an hour or more"},
+		{"keep_operations: 99999d", "not an hour or more"},
+		{"keep_operations: -1d", "not an hour or more"},
 		{"log: {format: xml}", "log.format"},
+		{"image_formats: [raw, qed]", "\"qed\" is no image format"},
+		{"sources: {allow: [10.0.0.1]}", "\"10.0.0.1\"): no '/'"},
+		{"sources: {nat64: [here/96]}", "unable to parse IP"},
+		{"sources: {ca_file: ca.pem}", "sources.ca_file"},
+		{"sources: {clouds_file: clouds.yaml}", "not an absolute path"},
+		{"sources: {proxy: x}", "unknown field"},
 		{"listen: {address: 'here'}", "not HOST:PORT"},
 		{"listen: {address: ':1', cert: /a, key: /b}", "listen.client_ca"},
 	} {

@@ -170,7 +170,7 @@ func TestErrorsHaveOneShape(t *testing.T) {
 		{"GET", "/v1/pools?colour=red", "", "", 400, "query.colour"},
 		{"GET", "/v1/operations?state=lost", "", "", 400, "query.state"},
 		{"GET", "/v1/disks/x/attachment?as=xen", "", "", 400, "query.as"},
-		{"POST", "/v1/images?name=a", "", "x", 400, "query.format"},
+		{"POST", "/v1/images?format=raw", "", "x", 400, "query.name"},
 		{"GET", "/v1/events?after=-1", "", "", 400, "query.after"},
 	} {
 		r := httptest.NewRequest(row.method, row.target, strings.NewReader(row.body))

@@ -1,7 +1,10 @@
 package httpapi
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"os"
@@ -19,7 +22,8 @@ import (
 // Bytes marks a call whose body is bytes or a descriptor. The body is not
 // read by the framework.
 type Bytes struct {
-	Descriptor string `header:"Tarn-Descriptor" enum:"1" doc:"The body is the descriptor that came with the first byte (unix socket only)."`
+	Descriptor string `header:"Tarn-Descriptor" enum:"1" doc:"The image is the descriptor that came with the first byte (unix socket only)."`
+	Details    int64  `header:"Tarn-Details" minimum:"0" maximum:"2097152" doc:"How many bytes of JSON, of the schema ImageDetails, are before the image's."`
 
 	r *http.Request
 	w http.ResponseWriter
@@ -31,12 +35,36 @@ func (b *Bytes) Resolve(ctx huma.Context) []error {
 	return nil
 }
 
+// details reads what stands before the image's bytes.
+func (b *Bytes) details(s *Server) (d api.ImageDetails, err error) {
+	if b.Details == 0 {
+		return d, nil
+	}
+	control := http.NewResponseController(b.w)
+	_ = control.SetReadDeadline(s.clock().Add(bodyTimeout))
+	text := make([]byte, b.Details)
+	if _, err := io.ReadFull(b.r.Body, text); err != nil {
+		return d, errs.New(errs.Invalid, "api.details", "", "the body ends within its details: %w", err)
+	}
+	_ = control.SetReadDeadline(time.Time{})
+	strict := json.NewDecoder(bytes.NewReader(text))
+	strict.DisallowUnknownFields()
+	if err := strict.Decode(&d); err != nil {
+		return d, errs.New(errs.Invalid, "api.details", "", "the details cannot be read: %w", err)
+	}
+	return d, nil
+}
+
 // source returns what the engine reads. A source of a descriptor has File set,
 // which the caller of source closes.
 func (b *Bytes) source(s *Server, name string) (ingest.Source, error) {
 	if b.Descriptor == "" {
 		b.w.Header().Set("Connection", "close") // its deadlines are the upload's alone
-		return ingest.Source{Stream: s.upload(b), Size: b.r.ContentLength, Name: name}, nil
+		size := b.r.ContentLength
+		if size >= 0 {
+			size -= b.Details
+		}
+		return ingest.Source{Stream: s.upload(b), Size: size, Name: name}, nil
 	}
 	f, err := takeDescriptor(b.r.Context())
 	if err != nil {
@@ -73,32 +101,53 @@ func (u *upload) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Claimed are the parameters that say what an image's bytes are.
+type Claimed struct {
+	Format         string `query:"format" doc:"The format the bytes are in; it is never guessed. Only Glance's record can say it instead."`
+	Compression    string `query:"compression" enum:"none,gzip,xz,zstd,bzip2" doc:"What the bytes are wrapped in; it is never guessed."`
+	SHA256         string `query:"sha256" doc:"What the bytes' SHA-256 must be."`
+	SHA512         string `query:"sha512" doc:"What the bytes' SHA-512 must be."`
+	MaxVirtualSize int64  `query:"max_virtual_size" minimum:"0" doc:"Refuse an image that is larger, in bytes; 0 is 64 TiB."`
+	Source         string `query:"source" doc:"What the user called the source, for messages."`
+}
+
+// more returns the details, of which the query may have some.
+func (c *Claimed) more(s *Server, b *Bytes) (api.ImageDetails, error) {
+	d, err := b.details(s)
+	d.Compression, d.SHA512 = cmp.Or(c.Compression, d.Compression), cmp.Or(c.SHA512, d.SHA512)
+	d.MaxVirtualSize = cmp.Or(c.MaxVirtualSize, d.MaxVirtualSize)
+	return d, err
+}
+
+// open returns the details and what the engine reads, which is empty when it
+// fetches the bytes.
+func (c *Claimed) open(s *Server, b *Bytes) (api.ImageDetails, ingest.Source, error) {
+	d, err := c.more(s, b)
+	if err != nil || d.URL != "" {
+		return d, ingest.Source{}, err
+	}
+	src, err := b.source(s, c.Source)
+	return d, src, err
+}
+
 type imageImport struct {
 	Change
 	Bytes
+	Claimed
 	Name    string `query:"name" required:"true" doc:"The new image's name."`
-	Format  string `query:"format" required:"true" doc:"The format the bytes are in; it is never guessed."`
-	SHA256  string `query:"sha256" doc:"What the bytes' SHA-256 must be."`
 	MinDisk int64  `query:"min_disk" minimum:"0" doc:"Smallest root disk in bytes."`
 	Pool    string `query:"pool" doc:"Where the first base goes."`
-	Source  string `query:"source" doc:"What the user called the source, for messages."`
-}
-
-func (i *imageImport) request() api.ImageImport {
-	return api.ImageImport{Name: i.Name, Format: i.Format, SHA256: i.SHA256, MinDisk: i.MinDisk, Pool: i.Pool, Source: i.Source}
 }
 
 type imageInspect struct {
 	Bytes
-	Format string `query:"format" required:"true" doc:"The format the bytes claim to be in."`
-	SHA256 string `query:"sha256" doc:"What the bytes' SHA-256 must be."`
-	Source string `query:"source" doc:"What the user called the source, for messages."`
+	Claimed
 }
 
 // byteBody declares a body of bytes.
 func byteBody(op *huma.Operation) {
 	op.RequestBody = &huma.RequestBody{
-		Description: "The image's bytes; empty when a descriptor comes instead.",
+		Description: "The image's bytes; empty when a descriptor comes instead, or the details have a URL. Details, if any, are before them.",
 		Content: map[string]*huma.MediaType{
 			"application/octet-stream": {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}},
 		},
@@ -114,12 +163,12 @@ func (s *Server) routeImages() {
 	change(s, call("image-import", "POST", "/v1/images", "Import an image from the body or a descriptor", byteBody), s.imageImport)
 	query(s, call("image-inspect", "POST", "/v1/images/inspect", "Say what the gate thinks of the body", byteBody),
 		func(ctx context.Context, in *imageInspect) (api.Verdict, error) {
-			src, err := in.source(s, in.Source)
+			d, src, err := in.open(s, &in.Bytes)
 			if err != nil {
 				return api.Verdict{}, err
 			}
 			defer closeFile(src.File)
-			return e.ImageInspect(ctx, api.ImageInspect{Format: in.Format, SHA256: in.SHA256, Source: in.Source}, src)
+			return e.ImageInspect(ctx, api.ImageInspect{Format: in.Format, SHA256: in.SHA256, Source: in.Source, ImageDetails: d}, src)
 		})
 	change(s, call("image-rename", "PATCH", "/v1/images/{ref}", "Rename an image"),
 		func(ctx context.Context, o api.Options, in *changeRefBody[api.Rename]) (api.Outcome, error) {
@@ -135,16 +184,18 @@ func (s *Server) routeImages() {
 		})
 }
 
-// imageImport starts an import. One from a descriptor goes on behind the
-// answer; a stream ends with the request, so its answer waits for the
+// imageImport starts an import. One from a descriptor or a URL goes on behind
+// the answer; a stream ends with the request, so its answer waits for the
 // operation, whatever wait says.
 func (s *Server) imageImport(ctx context.Context, o api.Options, in *imageImport) (api.Outcome, error) {
-	src, err := in.source(s, in.Source)
+	d, src, err := in.open(s, &in.Bytes)
 	if err != nil {
 		return api.Outcome{}, err
 	}
-	out, err := s.engine.ImageImport(ctx, o, in.request(), src)
-	if err != nil || out.Operation == nil || out.Operation.Final() {
+	out, err := s.engine.ImageImport(ctx, o, api.ImageImport{
+		Name: in.Name, Format: in.Format, SHA256: in.SHA256, MinDisk: in.MinDisk, Pool: in.Pool, Source: in.Source, ImageDetails: d,
+	}, src)
+	if err != nil || d.URL != "" || out.Operation == nil || out.Operation.Final() {
 		closeFile(src.File)
 		return out, err
 	}
