@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
+	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
 )
 
@@ -32,6 +34,18 @@ type Config struct {
 	KeepOperations Age     `yaml:"keep_operations"`
 	Listen         *Listen `yaml:"listen"` // nil: the unix socket only
 	Log            Log     `yaml:"log"`
+	// ImageFormats are what images may be imported as; none is every format.
+	ImageFormats []string `yaml:"image_formats"`
+	Sources      Sources  `yaml:"sources"`
+}
+
+// Sources says from where images are fetched. Public addresses need no leave.
+type Sources struct {
+	Allow      []netip.Prefix `yaml:"allow"`      // other addresses that may be reached
+	NAT64      []netip.Prefix `yaml:"nat64"`      // prefixes of the network's own that carry IPv4 addresses
+	PlainHTTP  []netip.Prefix `yaml:"plain_http"` // where Glance and Keystone may be asked without TLS
+	CAFile     string         `yaml:"ca_file"`    // certificates to trust, in PEM, instead of the system's
+	CloudsFile string         `yaml:"clouds_file"`
 }
 
 // Database says where records are kept. DSNFile holds the connection string of
@@ -97,9 +111,15 @@ func (c Config) validate() error {
 	bad := func(format string, args ...any) error {
 		return errs.New(errs.Invalid, "config.read", "", format, args...)
 	}
-	for _, p := range []struct{ name, path string }{{"state_dir", c.StateDir}, {"socket", c.Socket}, {"database.dsn_file", c.Database.DSNFile}} {
+	for _, p := range []struct{ name, path string }{{"state_dir", c.StateDir}, {"socket", c.Socket}, {"database.dsn_file", c.Database.DSNFile},
+		{"sources.ca_file", c.Sources.CAFile}, {"sources.clouds_file", c.Sources.CloudsFile}} {
 		if p.path != "" && !filepath.IsAbs(p.path) {
 			return bad("%s: %q is not an absolute path", p.name, p.path)
+		}
+	}
+	for _, f := range c.ImageFormats {
+		if _, err := diskfmt.ParseImageFormat(f); err != nil {
+			return bad("image_formats: %w", err)
 		}
 	}
 	switch c.Database.Engine {

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"os"
 	"regexp"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/tarn-storage/tarn/errs"
 )
@@ -26,7 +28,7 @@ func TestSampleShowsTheDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 		t.Errorf("the sample differs from root's defaults (-defaults +sample):\n%s", diff)
 	}
 }
@@ -37,7 +39,7 @@ func TestSampleIsComplete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := regexp.MustCompile(`(?m)^( *)# ?( *[a-z_]+:( |$))`).ReplaceAll(text, []byte("$1$2"))
+	all := regexp.MustCompile(`(?m)^( *)# ?( *[a-z0-9_]+:( |$))`).ReplaceAll(text, []byte("$1$2"))
 	all = bytes.ReplaceAll(all, []byte("engine: sqlite "), []byte("engine: postgres "))
 	got, err := parse(bytes.NewReader(all))
 	if err != nil {
@@ -48,8 +50,14 @@ func TestSampleIsComplete(t *testing.T) {
 		Database: Database{Engine: "postgres", DSNFile: "/etc/tarn/dsn"}, KeepOperations: Age(30 * 24 * time.Hour),
 		Listen: &Listen{Address: "0.0.0.0:7443", Cert: "/etc/tarn/tls/server.crt", Key: "/etc/tarn/tls/server.key", ClientCA: "/etc/tarn/tls/clients.crt"},
 		Log:    Log{Level: "info", Format: "json"},
+
+		ImageFormats: []string{"raw", "qcow2"},
+		Sources: Sources{
+			Allow: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16"), netip.MustParsePrefix("fd00:20::/64")}, NAT64: []netip.Prefix{netip.MustParsePrefix("2001:db8:64::/96")},
+			PlainHTTP: []netip.Prefix{netip.MustParsePrefix("10.20.0.5/32")}, CAFile: "/etc/tarn/ca.pem", CloudsFile: "/etc/tarn/clouds.yaml",
+		},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 		t.Errorf("the sample with all lines (-want +got):\n%s", diff)
 	}
 }
@@ -70,6 +78,12 @@ func TestRefusals(t *testing.T) {
 		{"keep_operations: 99999d", "not an hour or more"},
 		{"keep_operations: -1d", "not an hour or more"},
 		{"log: {format: xml}", "log.format"},
+		{"image_formats: [raw, qed]", "\"qed\" is no image format"},
+		{"sources: {allow: [10.0.0.1]}", "\"10.0.0.1\"): no '/'"},
+		{"sources: {nat64: [here/96]}", "unable to parse IP"},
+		{"sources: {ca_file: ca.pem}", "sources.ca_file"},
+		{"sources: {clouds_file: clouds.yaml}", "not an absolute path"},
+		{"sources: {proxy: x}", "unknown field"},
 		{"listen: {address: 'here'}", "not HOST:PORT"},
 		{"listen: {address: ':1', cert: /a, key: /b}", "listen.client_ca"},
 	} {

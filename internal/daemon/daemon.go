@@ -19,9 +19,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/config"
 	"github.com/tarn-storage/tarn/internal/engine"
+	"github.com/tarn-storage/tarn/internal/fetch"
 	"github.com/tarn-storage/tarn/internal/hostexec"
 	"github.com/tarn-storage/tarn/internal/httpapi"
 	"github.com/tarn-storage/tarn/internal/ingest"
@@ -138,8 +140,16 @@ func startEngine(ctx context.Context, c config.Config, s *store.Store, b *ballas
 	if err != nil {
 		return nil, err
 	}
+	from, clouds, err := sources(c.Sources)
+	if err != nil {
+		return nil, err
+	}
+	formats := make([]diskfmt.Format, len(c.ImageFormats))
+	for i, f := range c.ImageFormats {
+		formats[i] = diskfmt.Format(f)
+	}
 	return engine.New(ctx, engine.Config{
-		Store: s, Host: host, Types: all.Types(), Ingest: ingest.Config{User: worker, Spool: nameless(c.StateDir)}, DefaultPool: c.DefaultPool,
+		Store: s, Fetch: from, Clouds: clouds, Formats: formats, Host: host, Types: all.Types(), Ingest: ingest.Config{User: worker, Spool: nameless(c.StateDir)}, DefaultPool: c.DefaultPool,
 		Clock: time.Now, Log: log, Version: api.Build().Version, Ballast: b, StateDir: c.StateDir,
 		KeepOperations: time.Duration(c.KeepOperations),
 	})
@@ -148,6 +158,31 @@ func startEngine(ctx context.Context, c config.Config, s *store.Store, b *ballas
 // nameless makes files in dir that have no name and go when they are closed.
 func nameless(dir string) func() (*os.File, error) {
 	return func() (*os.File, error) { return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600) }
+}
+
+// sources reads the files that say whom to trust when images are fetched, and
+// who asks Glance for them.
+func sources(c config.Sources) (fetch.Config, map[string]fetch.Cloud, error) {
+	from := fetch.Config{Allow: c.Allow, NAT64: c.NAT64, PlainHTTP: c.PlainHTTP}
+	if c.CAFile != "" {
+		b, err := os.ReadFile(c.CAFile)
+		if err != nil {
+			return from, nil, errs.New(errs.Invalid, "daemon.start", c.CAFile, "sources.ca_file cannot be read: %w", err)
+		}
+		from.Roots = x509.NewCertPool()
+		if !from.Roots.AppendCertsFromPEM(b) {
+			return from, nil, errs.New(errs.Invalid, "daemon.start", c.CAFile, "sources.ca_file holds no certificate in PEM")
+		}
+	}
+	if c.CloudsFile == "" {
+		return from, nil, nil
+	}
+	b, err := os.ReadFile(c.CloudsFile)
+	if err != nil {
+		return from, nil, errs.New(errs.Invalid, "daemon.start", c.CloudsFile, "sources.clouds_file cannot be read: %w", err)
+	}
+	clouds, err := fetch.ParseClouds(b)
+	return from, clouds, errs.Wrap(err, "daemon.start", c.CloudsFile)
 }
 
 // workerUser looks up whom the confined worker runs as; nil leaves the choice
