@@ -123,6 +123,7 @@ type Image struct {
 	MinDisk      int64          `json:"min_disk"`      // smallest root disk, bytes
 	SourceSHA256 string         `json:"source_sha256"` // of the bytes as delivered, hex
 	Content      string         `json:"content"`       // b3-4m:HEX
+	Generation   int64          `json:"generation"`    // rises with every change: the newest description has the highest
 	CreatedAt    time.Time      `json:"created_at"`
 	UpdatedAt    time.Time      `json:"updated_at"`
 }
@@ -245,10 +246,11 @@ type Disk struct {
 
 // Instance is the owner of a set of disks.
 type Instance struct {
-	ID        InstanceID `json:"id"`
-	Name      string     `json:"name"`
-	CreatedAt time.Time  `json:"created_at"`
-	UpdatedAt time.Time  `json:"updated_at"`
+	ID         InstanceID `json:"id"`
+	Name       string     `json:"name"`
+	Generation int64      `json:"generation"` // as an image's
+	CreatedAt  time.Time  `json:"created_at"`
+	UpdatedAt  time.Time  `json:"updated_at"`
 }
 
 // LeaseState says how sure tarn is of a lease.

@@ -61,6 +61,7 @@ func (e *Engine) ImageRename(ctx context.Context, o api.Options, ref, name strin
 			return err
 		}
 		i.Name, i.UpdatedAt = name, e.now()
+		i.Generation++
 		if err := tx.Images.Update(ctx, i); err != nil {
 			return err
 		}

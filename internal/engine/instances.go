@@ -192,6 +192,7 @@ func (e *Engine) InstanceRename(ctx context.Context, o api.Options, ref, name st
 			return err
 		}
 		i.Name, i.UpdatedAt = name, e.now()
+		i.Generation++
 		if err := tx.Instances.Update(ctx, i); err != nil {
 			return err
 		}

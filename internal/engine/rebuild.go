@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"time"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
@@ -44,7 +43,7 @@ func (e *Engine) PoolImport(ctx context.Context, o api.Options, r api.PoolImport
 		return api.Outcome{}, err
 	}
 	d := newDraft("pool.import", poolSubject(m.Pool))
-	d.request, d.resources = r, []string{"path:" + path}
+	d.request, d.resources = r, []string{"path:" + path, "pool:" + string(m.Pool.ID)} // one import of a pool at a time
 	d.steps = []journal.Step{journal.NewStep(stepPoolRebuild, rebuildArgs{Driver: r.Driver, Path: path, Pool: m.Pool.ID}), journal.NewStep(stepSidecars, sidecarArgs{All: true})}
 	d.notes = []string{"takes pool " + m.Pool.Name + " at " + path + " into the records"}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
@@ -57,6 +56,20 @@ func (e *Engine) PoolImport(ctx context.Context, o api.Options, r api.PoolImport
 		return e.apart(ctx, tx, m.Pool)
 	}
 	return e.submit(ctx, o, d)
+}
+
+// dropUnrecorded closes the pool that an import opened and could not record.
+func (e *Engine) dropUnrecorded(ctx context.Context, tx *store.Tx, op *journal.Operation) {
+	if op.Kind != "pool.import" || op.State == journal.Done {
+		return
+	}
+	id := disk.PoolID(op.Subject.ID)
+	if _, err := tx.Pools.Get(ctx, id); !errors.Is(err, errs.NotFound) {
+		return
+	}
+	if err := e.pools.drop(id); err != nil {
+		e.cfg.Log.Warn("a pool that was not imported could not be closed", "pool", op.Subject.Name, "error", err)
+	}
 }
 
 // poolRebuild reads a pool's self-descriptions and records what they say: step
@@ -213,12 +226,12 @@ func (e *Engine) recordSidecar(ctx context.Context, tx *store.Tx, s disk.Sidecar
 		return err
 	}
 	for _, i := range s.Images {
-		if err := newest(ctx, tx.Images, i.ID, i, func(i disk.Image) time.Time { return i.UpdatedAt }); err != nil {
+		if err := newest(ctx, tx.Images, i.ID, i, func(i disk.Image) int64 { return i.Generation }); err != nil {
 			return err
 		}
 	}
 	if s.Instance != nil {
-		if err := newest(ctx, tx.Instances, s.Instance.ID, *s.Instance, func(i disk.Instance) time.Time { return i.UpdatedAt }); err != nil {
+		if err := newest(ctx, tx.Instances, s.Instance.ID, *s.Instance, func(i disk.Instance) int64 { return i.Generation }); err != nil {
 			return err
 		}
 	}
@@ -247,15 +260,16 @@ func knownHost(ctx context.Context, tx *store.Tx, l disk.Lease) error {
 	return err
 }
 
-// newest inserts r, or updates the row of that id if r is newer.
-func newest[K ~string, R any](ctx context.Context, t store.Table[K, R], id K, r R, at func(R) time.Time) error {
+// newest inserts r, or updates the row of that id if r is newer: if its
+// generation is higher. Times decide nothing, a clock may have been set back.
+func newest[K ~string, R any](ctx context.Context, t store.Table[K, R], id K, r R, generation func(R) int64) error {
 	have, err := t.Get(ctx, id)
 	switch {
 	case errors.Is(err, errs.NotFound):
 		return t.Insert(ctx, r)
 	case err != nil:
 		return err
-	case at(r).After(at(have)):
+	case generation(r) > generation(have):
 		return t.Update(ctx, r)
 	}
 	return nil

@@ -134,6 +134,7 @@ func (e *Engine) operationChanged(ctx context.Context, tx *store.Tx, op *journal
 	if op.State.Final() {
 		e.imports.drop(op.ID)
 		e.configs.drop(op.ID)
+		e.dropUnrecorded(ctx, tx, op)
 		e.afterwards(op.Kind)
 	}
 	return e.emit(ctx, tx, "operation."+string(op.State), op.Subject, op.ID)

@@ -38,7 +38,7 @@ var (
 		return []column{
 			text("id", &r.ID), text("name", &r.Name), text("state", &r.State), text("format", &r.Format),
 			number("virtual_size", &r.VirtualSize), number("min_disk", &r.MinDisk),
-			text("source_sha256", &r.SourceSHA256), text("content", &r.Content),
+			text("source_sha256", &r.SourceSHA256), text("content", &r.Content), number("generation", &r.Generation),
 			stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),
 		}
 	})
@@ -61,7 +61,7 @@ var (
 
 	instances = newTable("instances", "instance", func(r *disk.Instance) []column {
 		return []column{
-			text("id", &r.ID), text("name", &r.Name),
+			text("id", &r.ID), text("name", &r.Name), number("generation", &r.Generation),
 			stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),
 		}
 	}, reference{"disk", "disks", "instance_id"})

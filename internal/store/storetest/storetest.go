@@ -137,7 +137,7 @@ func newPool(id string) disk.Pool {
 
 func newImage(id string) disk.Image {
 	return disk.Image{ID: disk.ImageID(id), Name: "image " + id, State: disk.ImageReady, Format: "qcow2",
-		VirtualSize: 2 << 30, MinDisk: 1 << 30, SourceSHA256: "abc", Content: "b3-4m:" + id, CreatedAt: epoch, UpdatedAt: epoch}
+		VirtualSize: 2 << 30, MinDisk: 1 << 30, SourceSHA256: "abc", Content: "b3-4m:" + id, Generation: 4, CreatedAt: epoch, UpdatedAt: epoch}
 }
 
 func newVolume(id string) disk.Volume {
@@ -156,7 +156,7 @@ func newBase(id string) disk.Volume {
 }
 
 func newInstance(id string) disk.Instance {
-	return disk.Instance{ID: disk.InstanceID(id), Name: "instance " + id, CreatedAt: epoch, UpdatedAt: epoch}
+	return disk.Instance{ID: disk.InstanceID(id), Name: "instance " + id, Generation: 5, CreatedAt: epoch, UpdatedAt: epoch}
 }
 
 func newDisk(id, volume string) disk.Disk {

@@ -1,0 +1,99 @@
+package engine_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/engine"
+)
+
+// openIn returns what this process holds open in dir.
+func openIn(t *testing.T, dir string) []string {
+	t.Helper()
+	fds, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil || len(fds) == 0 {
+		t.Fatalf("no open files: %v", err)
+	}
+	var in []string
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, dir) {
+			in = append(in, to)
+		}
+	}
+	return in
+}
+
+// TestTheHighestGenerationWins renames an image and an instance after the clock
+// was set back, loses the database and takes back a pool that still says the old
+// names, before or after the one that says the new ones.
+func TestTheHighestGenerationWins(t *testing.T) {
+	for name, oldFirst := range map[string]bool{"the new names first": false, "the old names first": true} {
+		t.Run(name, func(t *testing.T) {
+			ctx := context.Background()
+			b := newBench(t)
+			at := time.Now()
+			b.configure = func(c *engine.Config) { c.Clock = func() time.Time { return at } }
+			b.restart()
+			pools := []string{b.pool("one"), b.pool("two")}
+			b.image("i", 8192, "one")
+			b.must(b.CacheAdd(ctx, api.Options{}, api.CacheAdd{Image: "i", Pool: "two"}))
+			b.instance("web1", api.DiskSpec{Role: "data", Size: 1 << 20, Pool: "one"}, api.DiskSpec{Role: "data", Size: 1 << 20, Pool: "two"})
+			before := filepath.Join(t.TempDir(), "two")
+			if err := os.CopyFS(before, os.DirFS(pools[1])); err != nil {
+				t.Fatal(err)
+			}
+			b.stop()
+			at = at.Add(-time.Hour)
+			b.start()
+			b.must(b.ImageRename(ctx, api.Options{}, "i", "j"))
+			b.must(b.InstanceRename(ctx, api.Options{}, "web1", "web2"))
+			b.loseDatabase()
+			pools[1] = before
+			if oldFirst {
+				pools[0], pools[1] = pools[1], pools[0]
+			}
+			for _, dir := range pools {
+				b.must(b.PoolImport(ctx, api.Options{}, api.PoolImport{Driver: "dir", Path: dir}))
+			}
+			mustImage(t, b, "j")
+			if i, err := b.Instance(ctx, "web2"); err != nil || len(i.Disks) != 2 {
+				t.Errorf("the instance is %+v, %v, want web2 with two disks", i, err)
+			}
+		})
+	}
+}
+
+// TestAnImportThatConflictsLeavesNothingOpen imports pools that the records have
+// no room for.
+func TestAnImportThatConflictsLeavesNothingOpen(t *testing.T) {
+	ctx := context.Background()
+	b := newBench(t)
+	dir := b.pool("main")
+	again := filepath.Join(t.TempDir(), "again")
+	if err := os.CopyFS(again, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	b.fails(errs.Exists, api.Outcome{}, second(b.PoolImport(ctx, api.Options{}, api.PoolImport{Driver: "dir", Path: again})))
+
+	other := newBench(t)
+	namesake := other.pool("main")
+	other.stop()
+	other.stop = func() {}
+	out, err := b.PoolImport(ctx, api.Options{}, api.PoolImport{Driver: "dir", Path: namesake})
+	b.fails(errs.Exists, out, err)
+	for _, dir := range []string{again, namesake} {
+		if left := openIn(t, dir); len(left) > 0 {
+			t.Errorf("after an import that failed the daemon holds %v open", left)
+		}
+	}
+	if len(openIn(t, dir)) == 0 {
+		t.Error("the pool on record is no longer open")
+	}
+	b.silent("two imports that failed")
+}
