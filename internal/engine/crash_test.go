@@ -29,6 +29,8 @@ type world struct {
 	pool  string
 	image string            // a file to import
 	acked map[string][]byte // what disks must read as, by reference
+
+	origin *origin // when not nil, the engines fetch from it
 }
 
 // with starts an engine, lets fn use it, waits until nothing runs and stops it
@@ -45,7 +47,11 @@ func (w *world) with(fn func(ctx context.Context, e *engine.Engine) error) error
 	if err != nil {
 		return err
 	}
-	e, err := engine.New(ctx, engine.Config{Store: s, Host: host, Types: all.Types()})
+	c := engine.Config{Store: s, Host: host, Types: all.Types()}
+	if w.origin != nil {
+		w.origin.reach(&c)
+	}
+	e, err := engine.New(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -184,6 +190,10 @@ var crashes = []struct {
 	}, func(w *world, ctx context.Context, e *engine.Engine) error { return w.importImage(ctx, e, "debian") }},
 	{"image import again", 10, (*world).withImage,
 		func(w *world, ctx context.Context, e *engine.Engine) error { return w.importImage(ctx, e, "twin") }},
+	{"image fetch", 10, func(w *world) []func(context.Context, *engine.Engine) error {
+		w.origin = newOrigin(w.t, imageBytes())
+		return w.withPool()
+	}, (*world).fetchImage},
 	{"instance create", 20, (*world).withImage, (*world).createInstance},
 	{"disk create", 8, (*world).withInstance, func(w *world, ctx context.Context, e *engine.Engine) error {
 		return w.createDisk(ctx, e, api.DiskSpec{Role: "ephemeral", Size: 8 << 20, FS: "ext4"})
@@ -292,6 +302,9 @@ func TestCrash(t *testing.T) {
 				func(t *testing.T, w *world) {
 					if c.name == "instance attach" {
 						w.release()
+					}
+					if w.origin != nil {
+						w.checkFetched(t)
 					}
 					w.check(t)
 				})
