@@ -69,14 +69,16 @@ func NewReader(name string, r io.Reader) (io.ReadCloser, error) {
 var errMagic = bzip2.StructuralError("bad magic value")
 
 // source remembers the error of what is read, so that it can be told from the
-// decompressor's.
+// decompressor's, and how far that was.
 type source struct {
 	r   *bufio.Reader
+	n   int64
 	err error
 }
 
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
+	s.n += int64(n)
 	if err != nil {
 		s.err = err
 	}
@@ -88,8 +90,10 @@ func (s *source) ReadByte() (byte, error) {
 	b, err := s.r.ReadByte()
 	if err != nil {
 		s.err = err
+		return 0, err
 	}
-	return b, err
+	s.n++
+	return b, nil
 }
 
 type reader struct {
@@ -129,10 +133,13 @@ func (r *reader) refusal(err error) error {
 	case errors.Is(err, xz.ErrMemlimit), errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
 		return strict.Refuse(strict.Limit, "the %s data needs more than %d MiB of memory", r.name, maxDictionary>>20).
 			WithHint("compress the image again with the tool's defaults")
-	case errors.Is(err, xz.ErrFormat), errors.Is(err, gzip.ErrHeader), errors.Is(err, zstd.ErrMagicMismatch), errors.Is(err, errMagic) && !r.began:
+	case errors.Is(err, xz.ErrFormat), errors.Is(err, gzip.ErrHeader), errors.Is(err, zstd.ErrMagicMismatch), errors.Is(err, errMagic):
+		if r.began {
+			return strict.Refuse(strict.Corrupt, "the %s data has other bytes behind its end, before byte %d: %v", r.name, r.in.n, err).WithHint("fetch the image again")
+		}
 		return strict.Refuse(strict.Mismatch, "the bytes are not %s: %v", r.name, err).WithHint("say --compression as the file is compressed, or none")
 	case r.in.err == io.EOF:
-		return strict.Refuse(strict.Truncated, "the %s data ends early: %v", r.name, err).WithHint("fetch the image again")
+		return strict.Refuse(strict.Truncated, "the %s data ends early, after %d bytes: %v", r.name, r.in.n, err).WithHint("fetch the image again")
 	}
-	return strict.Refuse(strict.Corrupt, "the %s data is damaged: %v", r.name, err).WithHint("fetch the image again")
+	return strict.Refuse(strict.Corrupt, "the %s data is damaged before byte %d: %v", r.name, r.in.n, err).WithHint("fetch the image again")
 }

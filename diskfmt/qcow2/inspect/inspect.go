@@ -154,7 +154,7 @@ func judge(h *layout.Header, size int64, lim Limits) error {
 	case h.Incompat&layout.CorruptMark != 0:
 		return layout.Faultf(layout.ClassCorrupt, "the image is marked as corrupt")
 	case h.Incompat&layout.Dirty != 0:
-		return layout.Faultf(layout.ClassDirty, "the image was not closed: its refcounts are marked as dirty")
+		return layout.Faultf(layout.ClassDirty, "the image was not closed: bit 0 at 0x48 marks its refcounts as dirty")
 	case h.Size == 0:
 		return layout.Faultf(layout.ClassEmpty, "the virtual size is 0")
 	case h.Size > maxSize:
