@@ -150,11 +150,11 @@ func judge(h *layout.Header, size int64, lim Limits) error {
 	case h.Incompat&^uint64(layout.KnownIncompat) != 0:
 		return layout.Faultf(layout.ClassFeature, "the incompatible features 0x%x at 0x48 have unknown bits", h.Incompat)
 	case h.Crypt != 0 || h.HasCrypto:
-		return layout.Faultf(layout.ClassFeature, "the image is encrypted (method %d)", h.Crypt)
+		return layout.Faultf(layout.ClassFeature, "the image is encrypted (method %d at 0x20)", h.Crypt)
 	case h.Incompat&layout.CorruptMark != 0:
-		return layout.Faultf(layout.ClassCorrupt, "the image is marked as corrupt")
+		return layout.Faultf(layout.ClassCorrupt, "the image is marked as corrupt by bit 1 at 0x48")
 	case h.Incompat&layout.Dirty != 0:
-		return layout.Faultf(layout.ClassDirty, "the image was not closed: bit 0 at 0x48 marks its refcounts as dirty")
+		return layout.Faultf(layout.ClassDirty, "the image was not closed: its refcounts are marked as dirty by bit 0 at 0x48")
 	case h.Size == 0:
 		return layout.Faultf(layout.ClassEmpty, "the virtual size is 0")
 	case h.Size > maxSize:
