@@ -446,7 +446,8 @@ type Problem struct {
 	Invariant string `json:"invariant"` // I1 ... I14
 	Object    string `json:"object"`
 	Detail    string `json:"detail"`
-	Repair    string `json:"repair"` // what was or can be done
+	Repair    string `json:"repair"`             // what was or can be done
+	Repaired  bool   `json:"repaired,omitempty"` // it was: nothing is left to do
 }
 
 // Event is one change. IDs rise; a reader resumes after the last it saw.

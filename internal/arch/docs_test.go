@@ -492,5 +492,5 @@ func writeStatuses(b *strings.Builder) {
 			fmt.Fprintf(b, "| %s | %s |\n", strconv.Itoa(status), strings.Join(names, ", "))
 		}
 	}
-	fmt.Fprintf(b, "\nEvery refusal of an image by the gate is %d, whatever its kind. `tarn doctor` ends with %d when it prints problems.\n", exit.Refused, exit.Problems)
+	fmt.Fprintf(b, "\nEvery refusal of an image by the gate is %d, whatever its kind. `tarn doctor` ends with %d when it leaves problems.\n", exit.Refused, exit.Problems)
 }

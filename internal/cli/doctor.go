@@ -15,7 +15,8 @@ func (a *app) doctorCommand() *cobra.Command {
 	cmd := a.command(verb{
 		use: "doctor", short: "Check that records and storage agree",
 		long: "Each problem is explained in a sentence. --repair mends what is safe and quarantines what is not; it\n" +
-			"deletes nothing but what its own ended operations left. Exit status 10 when there are problems, 0 when there are none.",
+			"deletes nothing but what its own ended operations left. Exit status 0 when there are no problems or --repair\n" +
+			"mended all of them, 10 when some are left.",
 		example: "tarn doctor\ntarn doctor --repair --pool fast",
 		run: func(ctx context.Context, c *client.Client, _ []string) error {
 			r, err := c.Doctor(ctx, d)
@@ -25,7 +26,7 @@ func (a *app) doctorCommand() *cobra.Command {
 			if err := a.printReport(r); err != nil {
 				return err
 			}
-			if len(r.Problems) > 0 {
+			if repaired(r) < len(r.Problems) {
 				return exit.Problems
 			}
 			return nil
@@ -35,6 +36,16 @@ func (a *app) doctorCommand() *cobra.Command {
 	cmd.Flags().StringVar(&d.Pool, "pool", "", "only this `POOL`")
 	a.completeFlag(cmd, "pool", poolNames)
 	return cmd
+}
+
+// repaired counts the problems that are none any more.
+func repaired(r api.Report) (n int) {
+	for _, p := range r.Problems {
+		if p.Repaired {
+			n++
+		}
+	}
+	return n
 }
 
 func (a *app) printReport(r api.Report) error {
@@ -51,8 +62,12 @@ func (a *app) printReport(r api.Report) error {
 		if err := a.say("%s %s: %s", p.Invariant, p.Object, p.Detail); err != nil {
 			return err
 		}
+		text := "    repair: "
+		if p.Repaired {
+			text = "    repaired: "
+		}
 		if p.Repair != "" {
-			if err := a.say("    repair: %s", p.Repair); err != nil {
+			if err := a.say("%s%s", text, p.Repair); err != nil {
 				return err
 			}
 		}
@@ -62,8 +77,11 @@ func (a *app) printReport(r api.Report) error {
 			return err
 		}
 	}
-	if len(r.Problems) == 0 {
+	switch n := repaired(r); {
+	case len(r.Problems) == 0:
 		return a.say("no problems")
+	case n > 0:
+		return a.say("%d of %d problems repaired", n, len(r.Problems))
 	}
 	return nil
 }

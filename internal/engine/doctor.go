@@ -117,7 +117,7 @@ func (c *checkup) add(ctx context.Context, fs ...finding) {
 			if err != nil {
 				did = "not repaired: " + err.Error()
 			}
-			p.Repair = did
+			p.Repair, p.Repaired = did, err == nil
 		case f.mend != nil:
 			p.Repair = "tarn doctor --repair " + f.would
 		}

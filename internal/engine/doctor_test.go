@@ -239,7 +239,7 @@ func breakages() []breakage {
 			},
 			after: func(t *testing.T, _ *bench, pool string) { file(t, pool, ".tarn-quarantine/0198*.raw") }},
 		{name: "an image that nobody imports", invariant: "I1", object: "half", detail: "creating", mended: true,
-			sql: []string{"INSERT INTO images SELECT 'half', 'half', 'creating', format, 0, 0, '', '', created_at, updated_at FROM images"}},
+			sql: []string{"INSERT INTO images SELECT 'half', 'half', 'creating', format, 0, 0, '', '', created_at, updated_at, 0 FROM images"}},
 		{name: "a disk without a volume", invariant: "I1", detail: "not on record",
 			sql: []string{"UPDATE disks SET volume_id = 'gone' WHERE name = 'swap'", "UPDATE volumes SET kind = 'base', content = '', state = 'quarantined' WHERE name LIKE '%swap0%'"}},
 		{name: "an unknown format", invariant: "I2", object: "web1/data0", detail: "vmdk", mended: true, sql: set("format = 'vmdk'", raw), after: refused("web1/data0")},
@@ -254,7 +254,7 @@ func breakages() []breakage {
 		{name: "a backing volume that is no base", invariant: "I4", object: "web1/root", detail: "no base", mended: true,
 			sql: set("backing_id = (SELECT id FROM volumes WHERE "+raw+")", over)},
 		{name: "an image that is nowhere", invariant: "I4", object: "nowhere", detail: "no pool",
-			sql: []string{"INSERT INTO images SELECT 'nowhere', 'nowhere', 'ready', format, 512, 0, '', 'b3-4m:00', created_at, updated_at FROM images"}},
+			sql: []string{"INSERT INTO images SELECT 'nowhere', 'nowhere', 'ready', format, 512, 0, '', 'b3-4m:00', created_at, updated_at, 0 FROM images"}},
 		{name: "a swap disk with a backing", invariant: "I5", object: "web1/swap", detail: "share nothing", mended: true,
 			sql: set("backing_id = (SELECT id FROM volumes WHERE kind = 'base'), backing_name = 'x', backing_format = 'raw', backing_content = ''", "name LIKE '%swap0%'")},
 		{name: "a base of other content", invariant: "I5", object: "base_", detail: "whose name is", mended: true,
@@ -371,7 +371,11 @@ func TestDoctorFindsIt(t *testing.T) {
 				}
 			}
 			check(b.doctor(false), "first")
-			check(b.doctor(true), "repairing")
+			r := b.doctor(true)
+			check(r, "repairing")
+			if got := r.Problems[0].Repaired; got != x.mended {
+				t.Errorf("the report calls it repaired: %v, want %v", got, x.mended)
+			}
 			if x.mended {
 				b.silent("the repair")
 			} else {

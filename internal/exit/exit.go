@@ -36,7 +36,7 @@ var statuses = map[errs.Kind]int{
 // Statuses of commands whose answer was printed and is no error.
 const (
 	Refused  Code = 5  // the gate's verdict is reject
-	Problems Code = 10 // doctor found some
+	Problems Code = 10 // doctor found some and did not mend all
 )
 
 // Code is an error that ends a program with a status and without a message:
