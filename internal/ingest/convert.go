@@ -60,6 +60,7 @@ type conversion struct {
 	source diskfmt.Reader // for jobs that are to be filled
 	digest *sourceDigest  // nil when somebody else computes it
 	flat   bool           // every byte lies in the digest's file where the guest has it
+	base   int64          // where the source begins in the digest's file
 
 	free  chan []byte
 	work  chan *job
@@ -324,10 +325,10 @@ func (c *conversion) chunks(ctx context.Context) error {
 }
 
 // load fills the chunk, unless that was done, and notes where its bytes come
-// from where they are to be digested. A source that does not tell that where it
-// reads is digested on its own, at the same pace.
+// from where they are to be digested. A source that does not tell that is
+// digested on its own, at the same pace.
 func (c *conversion) load(j *job) error {
-	src, mapped := c.source.(*inspect.Source)
+	src, mapped := c.source.(diskfmt.Mapper)
 	switch {
 	case c.digest == nil:
 	case c.flat:
@@ -335,18 +336,40 @@ func (c *conversion) load(j *job) error {
 	case !mapped:
 		j.packed = int64(j.n)
 	case j.fill && j.buf != nil:
-		_, err := src.ReadMapped(j.buf[:j.n], j.off, func(m diskfmt.Mapping) {
+		return short(readMapped(src, j.buf[:j.n], j.off, func(m diskfmt.Mapping) {
 			switch {
 			case m.Compressed:
 				j.packed += m.HostLength
 			case m.Kind == diskfmt.Data:
-				j.pieces = append(j.pieces, piece{int(m.Offset - j.off), int(m.Length), m.HostOffset})
+				j.pieces = append(j.pieces, piece{int(m.Offset - j.off), int(m.Length), c.base + m.HostOffset})
 			}
-		})
-		return short(err)
+		}))
 	}
 	if j.fill && j.buf != nil {
 		return fill(c.source, j.buf[:j.n], j.off)
+	}
+	return nil
+}
+
+// readMapped reads the guest's bytes at off and tells seen where they lie.
+func readMapped(src diskfmt.Mapper, b []byte, off int64, seen func(diskfmt.Mapping)) error {
+	if q, ok := src.(*inspect.Source); ok { // whose Map looks far ahead
+		_, err := q.ReadMapped(b, off, seen)
+		return err
+	}
+	for len(b) > 0 {
+		m, err := src.Map(off)
+		if err != nil {
+			return err
+		}
+		m.Length = min(m.Length, int64(len(b)))
+		if m.Kind == diskfmt.Zero {
+			clear(b[:m.Length])
+		} else if _, err := src.ReadAt(b[:m.Length], off); err != nil {
+			return err
+		}
+		seen(m)
+		b, off = b[m.Length:], off+m.Length
 	}
 	return nil
 }

@@ -103,6 +103,7 @@ type intake struct {
 	src   descriptor
 	start stamp          // of a file
 	disk  diskfmt.Reader // the guest's bytes, once the source is seekable
+	base  int64          // where the disk's file begins in the source
 	dst   *descriptor    // nil when there is no output
 	spool *descriptor
 	count counter
@@ -247,7 +248,7 @@ func (im *intake) convertFile(ctx context.Context) (Result, error) {
 	raw, ok := im.disk.(rawFile)
 	c.flat = ok && raw.file == file(im.src)
 	im.count.total.Store(im.disk.Size())
-	c.digest = newSourceDigest(im.src, im.Size)
+	c.digest, c.base = newSourceDigest(im.src, im.Size), im.base
 	if !c.flat {
 		im.count.total.Add(im.Size)
 		c.digest.count = &im.count
