@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -58,17 +57,4 @@ func (b *bench) small() (string, error) {
 		return path, nil
 	}
 	return path, image(path, 8*chunk)
-}
-
-// qcow2 returns the test image as uncompressed qcow2.
-func (b *bench) qcow2(ctx context.Context) (string, error) {
-	path := b.path("image.qcow2")
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	raw, err := b.image()
-	if err != nil {
-		return "", err
-	}
-	return path, command(ctx, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, path)
 }

@@ -2,18 +2,48 @@ package main
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"os"
+	"strings"
 )
 
-// imports measures the import of a raw and of a plain qcow2 image: verdict, both
-// digests and the pool's form of the content, against a digest and a conversion.
+// source is a form of the test image, how it is made of the raw one, and what
+// people use today to bring it into raw form.
+type source struct {
+	name, format, compression string
+	make                      string // of $RAW, into $OUT; empty for the raw one
+	peer                      string // of $SRC, into $OUT
+}
+
+const (
+	digest  = `openssl dgst -sha256 "$SRC"`
+	convert = `qemu-img convert -W -m 16 -O raw -f `
+	form    = `qemu-img convert -W -m 16 -f raw "$RAW" "$OUT" -O `
+	sparse  = ` "$SRC" | dd of="$OUT" conv=sparse bs=64k iflag=fullblock`
+)
+
+// sources are what is imported. The peer of what holds raw bytes or qcow2 has a
+// digest, as an import has; other formats are compared with the conversion
+// alone, and wrapped ones with their decompressor and a sparse writer.
+var sources = []source{
+	{"raw", "raw", "", ``, digest + " && " + convert + `raw "$SRC" "$OUT"`},
+	{"qcow2", "qcow2", "", form + `qcow2`, digest + " && " + convert + `qcow2 "$SRC" "$OUT"`},
+	{"qcow2, zlib", "qcow2", "", form + `qcow2 -c`, digest + " && " + convert + `qcow2 "$SRC" "$OUT"`},
+	{"qcow2, zstd", "qcow2", "", form + `qcow2 -c -o compression_type=zstd`, digest + " && " + convert + `qcow2 "$SRC" "$OUT"`},
+	{"vmdk, streamOptimized", "vmdk", "", form + `vmdk -o subformat=streamOptimized`, convert + `vmdk "$SRC" "$OUT"`},
+	{"vhd, dynamic", "vhd", "", form + `vpc -o subformat=dynamic,force_size=on`, convert + `vpc "$SRC" "$OUT"`},
+	{"vhdx", "vhdx", "", form + `vhdx`, convert + `vhdx "$SRC" "$OUT"`},
+	{"vdi", "vdi", "", form + `vdi`, convert + `vdi "$SRC" "$OUT"`},
+	{"raw.gz", "raw", "gzip", `gzip -c "$RAW" >"$OUT"`, `gzip -dc` + sparse},
+	{"raw.zst", "raw", "zstd", `zstd -qc "$RAW" >"$OUT"`, `zstd -qdc` + sparse},
+	{"raw.xz", "raw", "xz", `xz -1 -T1 -c "$RAW" >"$OUT"`, `xz -T1 -dc` + sparse},
+	{"raw.xz, of several blocks", "raw", "xz", `xz -1 -T2 -c "$RAW" >"$OUT"`, `xz -T1 -dc` + sparse},
+}
+
+// imports measures the import of the test image: verdict, both digests and the
+// pool's form of the content, durable, against the peers' conversion.
 func (b *bench) imports(ctx context.Context) error {
 	raw, err := b.image()
-	if err != nil {
-		return err
-	}
-	qcow2, err := b.qcow2(ctx)
 	if err != nil {
 		return err
 	}
@@ -22,25 +52,40 @@ func (b *bench) imports(ctx context.Context) error {
 		return err
 	}
 	defer d.stop()
-	return errors.Join(
-		b.importOf(ctx, d, raw, "raw"),
-		b.importOf(ctx, d, qcow2, "qcow2"),
-	)
+	for _, s := range sources {
+		src := raw
+		if s.make != "" {
+			src = b.path("image." + strings.NewReplacer(" ", "", ",", ".").Replace(s.name))
+			if err := shell(ctx, s.make, "RAW="+raw, "OUT="+src); err != nil {
+				return err
+			}
+		}
+		if err := b.importOf(ctx, d, s, src); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
 }
 
-func (b *bench) importOf(ctx context.Context, d *daemon, src, format string) error {
+func (b *bench) importOf(ctx context.Context, d *daemon, s source, src string) error {
 	out := b.path("converted")
 	if _, err := os.ReadFile(src); err != nil { // both find it in the page cache
 		return err
 	}
+	args := []string{"--socket", d.socket, "image", "import", "x", src, "--format", s.format}
+	if s.compression != "" {
+		args = append(args, "--compression", s.compression)
+	}
 	ours := work{name: "tarn image import", pid: d.pid, do: func(ctx context.Context) error {
-		return command(ctx, b.path("bin", "tarn"), "--socket", d.socket, "image", "import", "x", src, "--format", format)
+		return command(ctx, b.path("bin", "tarn"), args...)
 	}, after: func(ctx context.Context) error { return finished(d.ImageDelete(ctx, patience, "x")) }}
-	peer := work{name: "openssl dgst, qemu-img convert -W -m 16", do: func(ctx context.Context) error {
-		if err := command(ctx, "openssl", "dgst", "-sha256", src); err != nil {
-			return err
-		}
-		return command(ctx, "qemu-img", "convert", "-W", "-m", "16", "-f", format, "-O", "raw", src, out)
+	peer := work{name: s.peer, do: func(ctx context.Context) error {
+		return shell(ctx, s.peer, "SRC="+src, "OUT="+out)
 	}, after: func(context.Context) error { return os.Remove(out) }}
-	return b.compare(ctx, "import of "+format, ours, peer)
+	return b.compare(ctx, "import of "+s.name, ours, peer)
+}
+
+// shell runs a script with variables.
+func shell(ctx context.Context, script string, vars ...string) error {
+	return command(ctx, "env", append(vars, "bash", "-eo", "pipefail", "-c", script)...)
 }
