@@ -166,7 +166,7 @@ func fileError(path string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		kind = errs.NotFound
-	case errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
 		kind = errs.Invalid
 	}
 	return errs.New(kind, "export", path, "%s cannot be written: %w", path, err)

@@ -281,8 +281,8 @@ func (w *world) checkExport(c command, target target, out, stdout string) {
 		if want := append(bytes.Clone(target.bytes), make([]byte, target.size-int64(len(target.bytes)))...); !bytes.Equal(got, want) {
 			w.t.Errorf("%s: the export of %d bytes is not what the disk of %d bytes holds", target.form, len(got), len(want))
 		}
-	} else if !bytes.Contains(got, target.bytes[:512]) { // clusters are not compressed
-		w.t.Errorf("%s: the export as qcow2 lacks the disk's first bytes", target.form)
+	} else if packed := strings.HasSuffix(c.args, "zstd") || strings.HasSuffix(c.args, "vmdk"); !packed && !bytes.Contains(got, target.bytes[:512]) {
+		w.t.Errorf("%s: what %q wrote lacks the disk's first bytes", target.form, c.args)
 	}
 }
 

@@ -25,7 +25,6 @@ type command struct {
 // commands are run in this order. Every command of the tree must be here.
 var commands = []command{
 	{path: "completion", why: "prints a script; it does not connect"},
-	{path: "man", why: "writes the manual; it does not connect"},
 	{path: "version", args: "version"},
 
 	{path: "pool list", args: "pool list -o json"},
@@ -65,6 +64,11 @@ var commands = []command{
 	{path: "disk export", args: "disk export DISK OUT --format raw", corrupt: 10},
 	{path: "disk export", args: "disk export DISK OUT --format qcow2", corrupt: 10},
 	{path: "disk export", args: "disk export DISK - --format raw", corrupt: 10},
+	{path: "disk export", args: "disk export DISK OUT --format qcow2 --compression zstd", corrupt: 10},
+	{path: "disk export", args: "disk export DISK OUT --format vmdk", corrupt: 10},
+	{path: "disk export", args: "disk export DISK OUT --format vhd", corrupt: 10},
+	{path: "disk export", args: "disk export DISK OUT --format vhdx", corrupt: 10},
+	{path: "disk export", args: "disk export DISK - --format vdi", corrupt: 10},
 	{path: "disk resize", args: "disk resize DISK 1M --shrink", status: anyStatus, corrupt: anyStatus},
 	{path: "disk resize", args: growing, corrupt: 10},
 	{path: "disk export", args: "disk export DISK OUT --format qcow2", corrupt: 10},
@@ -76,6 +80,7 @@ var commands = []command{
 	{path: "image inspect", args: "image inspect FILE --format qcow2", status: 5, corrupt: 5},
 	{path: "image import", args: "image import NEW FILE --format raw --pool main", status: 5, corrupt: anyStatus},
 	{path: "image import", args: "image import NEW FILE --format qcow2 --pool main", status: 5, corrupt: 5},
+	{path: "image export", args: "image export img - --format raw"},
 	{path: "image rename", args: "image rename img img2"},
 	{path: "image rename", args: "image rename img2 img"},
 	{path: "cache list", args: "cache list -o json"},
