@@ -52,7 +52,7 @@ func pages(t *testing.T) map[string]string {
 		t.Fatal(err)
 	}
 	for _, must := range []string{"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/operating.md",
-		"docs/safety.md", "docs/reference.md", "docs/drivers.md", "docs/benchmarks.md", "docs/testing.md"} {
+		"docs/safety.md", "docs/formats.md", "docs/reference.md", "docs/drivers.md", "docs/benchmarks.md", "docs/testing.md"} {
 		if found[must] == "" {
 			t.Errorf("%s is missing or empty", must)
 		}
