@@ -120,6 +120,8 @@ func openPloop(path string) (src client.Source, closed func(), description []byt
 		}
 	case errors.Is(err, fs.ErrNotExist) && folder == path:
 		err = nil
+	case errors.Is(err, fs.ErrNotExist):
+		err = errs.New(errs.NotFound, op, path, "%s does not exist", path)
 	}
 	if err != nil {
 		return src, nil, nil, errs.Wrap(err, op, path)
