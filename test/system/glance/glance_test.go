@@ -330,6 +330,8 @@ func TestGlance(t *testing.T) {
 		refused(t, c.what, err, c.kind, c.text)
 	}
 
+	t.Run("shipped", func(t *testing.T) { importFromGlance(t, s) })
+
 	i, err := fetch.Glance(t.Context(), config, fetch.Cloud{}, plain(s.glance, id))
 	if err != nil {
 		t.Fatal(err)
@@ -386,10 +388,10 @@ func TestKeystone(t *testing.T) {
 	importer := login(t, s.keystone, "importer", password)
 	credential := create(importer, "users/"+user+"/application_credentials", "application_credential", map[string]any{"name": "tarn", "secret": password + "2"})
 
-	content := random(5 << 20)
+	content := bootable(5 << 20)
 	id := upload(t, s.glance, importer.token, disk("raw"), content)
 
-	clouds, err := fetch.ParseClouds([]byte(fmt.Sprintf(`
+	text := fmt.Sprintf(`
 clouds:
   password:
     auth: {auth_url: %[1]s/v3, username: importer, password: %[2]s, project_name: admin, user_domain_name: Default, project_domain_name: Default}
@@ -419,7 +421,8 @@ clouds:
   elsewhere:
     auth: {auth_url: %[1]s, username: importer, password: %[2]s, project_name: admin}
     region_name: there
-`, s.keystone, password, user, credential, importer.token, s.glance)))
+`, s.keystone, password, user, credential, importer.token, s.glance)
+	clouds, err := fetch.ParseClouds([]byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -444,6 +447,8 @@ clouds:
 		_, err := fetch.Glance(t.Context(), config, clouds[c.cloud], c.source)
 		refused(t, c.cloud+" "+c.source, err, c.kind, c.text)
 	}
+
+	t.Run("shipped", func(t *testing.T) { importWithKeystone(t, text, id, content) })
 
 	// A token that is no longer good when the connection breaks is replaced.
 	c := cut(t, s.glance, 2<<20)

@@ -23,6 +23,7 @@ const ready = 60 * time.Second
 type Daemon struct {
 	StateDir string
 	Socket   string
+	Config   string // a file for --config; empty: none
 
 	t    testing.TB
 	bin  string
@@ -88,7 +89,11 @@ func (d *Daemon) TryStart() error {
 	}
 	defer os.Remove(sock)
 	defer notify.Close()
-	cmd := exec.Command(filepath.Join(d.bin, "tarnd"), "--state-dir", d.StateDir, "--socket", d.Socket)
+	args := []string{"--state-dir", d.StateDir, "--socket", d.Socket}
+	if d.Config != "" {
+		args = append(args, "--config", d.Config)
+	}
+	cmd := exec.Command(filepath.Join(d.bin, "tarnd"), args...)
 	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+sock)
 	cmd.Stdout, cmd.Stderr = &d.log, &d.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
