@@ -163,6 +163,9 @@ func gzipOfZeroes(t *testing.T, n int) []byte {
 // header takes it a second, nothing takes it more memory than the program and 64
 // MiB, and the window that the wrapper declares.
 func TestBounds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("measures the worker as it is shipped; -short is for the race detector, which makes it larger")
+	}
 	const program = 48 * mib // what the worker has before it reads, and the buffers of two threads
 	disk := mixed(61, mib)
 	sparse, text := imageOf(t, disk, "vmdk"), bytes.Repeat([]byte("the quick brown fox\n"), 4*mib)
@@ -226,6 +229,9 @@ func vhdOf(t *testing.T, b []byte, size uint64) []byte {
 
 // TestLargestDisks has a verdict on disks of 64 TiB, sound ones, as quickly.
 func TestLargestDisks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("measures the worker as it is shipped; -short is for the race detector, which makes it larger")
+	}
 	for name, args := range map[string]string{
 		"qcow2": "qcow2 -o cluster_size=2M", "vhdx": "vhdx -o block_size=256M", "ploop": "parallels -o cluster_size=128M", "raw": "raw",
 	} {

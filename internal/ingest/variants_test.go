@@ -123,6 +123,9 @@ func otherVariants() map[string]variant {
 // TestVariants has the gate read what QEMU's tools write in every variant of
 // the accepted formats, and compares with how the same tools read it.
 func TestVariants(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long; TestQcow2 and TestFormats have one of each way of converting")
+	}
 	all := qcow2Variants()
 	for name, v := range otherVariants() {
 		all[name] = v
