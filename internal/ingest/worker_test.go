@@ -164,6 +164,24 @@ func TestFileThatChangesMeanwhile(t *testing.T) {
 	}
 }
 
+// TestFileThatVanishes: a file that loses its name while it is read is still
+// the file that was judged.
+func TestFileThatVanishes(t *testing.T) {
+	disk := mixed(27, 3*mib)
+	f := writeFile(t, disk)
+	s, err := Open(t.Context(), Config{}, Source{File: f}, Claim{Format: "raw"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := s.Convert(t.Context(), nil, nil, nil); err != nil || r.Content != contentOf(disk) {
+		t.Errorf("got %+v, %v, want the disk's content", r, err)
+	}
+}
+
 func TestFullFileSystem(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can mount a small file system")
