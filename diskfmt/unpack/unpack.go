@@ -131,7 +131,11 @@ func (r *reader) refusal(err error) error {
 	}
 	switch {
 	case errors.Is(err, xz.ErrMemlimit), errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
-		return strict.Refuse(strict.Limit, "the %s data needs more than %d MiB of memory", r.name, maxDictionary>>20).
+		most := int64(maxDictionary)
+		if r.name == "zstd" {
+			most = maxWindow
+		}
+		return strict.Refuse(strict.Limit, "the %s data refers back further than %d MiB, before byte %d", r.name, most>>20, r.in.n).
 			WithHint("compress the image again with the tool's defaults")
 	case errors.Is(err, xz.ErrFormat), errors.Is(err, gzip.ErrHeader), errors.Is(err, zstd.ErrMagicMismatch), errors.Is(err, errMagic):
 		if r.began {
