@@ -93,7 +93,7 @@ func (e *Engine) judge(ctx context.Context, c *journal.Call, a importArgs, unann
 		if expands(a.claim) {
 			room /= 4 // the rest is for what the kept part of the stream expands to
 		}
-		unannounced = max(room, 1)
+		unannounced = max(room&^(disk.SizeUnit-1), disk.SizeUnit) // whole sectors, as of every disk
 	}
 	if s.session == nil {
 		life, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -115,10 +115,11 @@ func (e *Engine) judge(ctx context.Context, c *journal.Call, a importArgs, unann
 	return judged{s.session.Header(), unannounced}, nil
 }
 
-// expands reports whether an image may hold more than its bytes.
+// expands reports whether an image may hold more than its bytes, or a stream of
+// it is kept before it is converted.
 func expands(c claim) bool {
 	switch diskfmt.Format(c.Format) {
-	case diskfmt.Raw, diskfmt.ISO, diskfmt.LUKS:
+	case diskfmt.Raw, diskfmt.ISO:
 		return c.Compression != ""
 	}
 	return true
