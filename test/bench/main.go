@@ -41,6 +41,7 @@ var parts = []struct {
 	{"syncs", (*bench).syncs},
 	{"extents", (*bench).extents},
 	{"import", (*bench).imports},
+	{"export", (*bench).exports},
 	{"list", (*bench).list},
 	{"store", (*bench).store},
 }
