@@ -93,6 +93,11 @@ type compressor struct {
 	// to the end of its host cluster is free. -1: nowhere.
 	open  int
 	first uint64 // host cluster of out[0]; the header's is written last
+	// held is the host cluster that open was in when out was written with
+	// others behind it, as far as it is filled: each run would else leave most
+	// of one empty. open is then -1.
+	held   []byte
+	heldAt uint64 // in the container
 }
 
 func (c *compressor) run(ctx context.Context, o CompressOptions, progress func(done int64)) error {
@@ -235,7 +240,10 @@ func (c *compressor) take(b *batch) error {
 		entry := uint64(0)
 		switch b.kinds[i] {
 		case packedCluster:
-			entry = c.place(b.packed.Bytes()[begin:b.ends[i]])
+			var err error
+			if entry, err = c.place(b.packed.Bytes()[begin:b.ends[i]]); err != nil {
+				return err
+			}
 		case rawCluster:
 			entry = c.append(b.raw[i*streamCluster:][:streamCluster]) | layout.Copied
 		}
@@ -270,7 +278,15 @@ func (c *compressor) append(p []byte) uint64 {
 
 // place adds a compressed cluster, behind the one before where that can be, and
 // returns the L2 entry ("Compressed Clusters Descriptor").
-func (c *compressor) place(p []byte) uint64 {
+func (c *compressor) place(p []byte) (uint64, error) {
+	if c.held != nil && len(c.held)+len(p) <= streamCluster {
+		host := c.heldAt + uint64(len(c.held))
+		c.held = append(c.held, p...)
+		return c.entry(host, len(p)), nil
+	}
+	if err := c.release(); err != nil {
+		return 0, err
+	}
 	if c.open >= 0 {
 		room := streamCluster - c.open%streamCluster
 		if c.open+room < len(c.out) && room < len(p) { // and something else follows
@@ -286,16 +302,31 @@ func (c *compressor) place(p []byte) uint64 {
 		c.refs = append(c.refs, 0)
 	}
 	copy(c.out[at:], p)
-	host := c.first*streamCluster + uint64(at)
-	for i := host / streamCluster; i <= (host+uint64(len(p))-1)/streamCluster; i++ {
-		c.refs[i]++
-	}
 	if c.open%streamCluster == 0 {
 		c.open = -1
 	}
+	return c.entry(c.first*streamCluster+uint64(at), len(p)), nil
+}
+
+// entry counts the references of the n compressed bytes at host and returns
+// their L2 entry.
+func (c *compressor) entry(host uint64, n int) uint64 {
+	end := host + uint64(n)
+	for i := host / streamCluster; i <= (end-1)/streamCluster; i++ {
+		c.refs[i]++
+	}
 	shift := 62 - (c.h.ClusterBits - 8)
-	sectors := (host&511+uint64(len(p))+511)/512 - 1
-	return host | sectors<<shift | layout.CompressFlag
+	return host | ((host&511+uint64(n)+511)/512-1)<<shift | layout.CompressFlag
+}
+
+// release writes the held cluster.
+func (c *compressor) release() error {
+	if c.held == nil {
+		return nil
+	}
+	_, err := c.w.WriteAt(c.held, int64(c.heldAt))
+	c.held = nil
+	return err
 }
 
 func (c *compressor) endTable() {
@@ -304,15 +335,32 @@ func (c *compressor) endTable() {
 	}
 }
 
+// flush writes out, but for an open cluster at its end, which stays.
 func (c *compressor) flush() error {
-	_, err := c.w.WriteAt(c.out, int64(c.first)*streamCluster)
-	c.first += uint64(len(c.out)) / streamCluster
-	c.out, c.open = c.out[:0], -1
+	n, begin := len(c.out), c.open&^(streamCluster-1)
+	switch {
+	case c.open < 0:
+	case begin+streamCluster == n:
+		n = begin
+	default:
+		c.held, c.heldAt = append(make([]byte, 0, streamCluster), c.out[begin:c.open]...), c.first*streamCluster+uint64(begin)
+		c.open = -1
+	}
+	_, err := c.w.WriteAt(c.out[:n], int64(c.first)*streamCluster)
+	c.first += uint64(n) / streamCluster
+	c.out = c.out[:copy(c.out, c.out[n:])]
+	if c.open >= 0 {
+		c.open -= n
+	}
 	return err
 }
 
 // finish writes the tables behind the data, and the header.
 func (c *compressor) finish() error {
+	if err := c.release(); err != nil {
+		return err
+	}
+	c.open = -1
 	c.endTable()
 	l1 := encode(c.l1)
 	c.h.L1Offset = c.append(append(l1, make([]byte, -len(l1)&(streamCluster-1))...))
