@@ -45,6 +45,38 @@ func ChunkLeaf(chunk []byte) Leaf {
 	return blake3.Sum256(chunk)
 }
 
+// Leafing computes the leaf of a chunk from its parts, in order. The zero value
+// is ready.
+type Leafing struct {
+	hash   *blake3.Hasher // nil while all is zero
+	zeroes int            // bytes that came before it
+}
+
+// Write adds the next part. It never fails.
+func (l *Leafing) Write(p []byte) (int, error) {
+	if l.hash == nil {
+		if IsZero(p) {
+			l.zeroes += len(p)
+			return len(p), nil
+		}
+		l.hash = blake3.New()
+		for n := l.zeroes; n > 0; n -= len(zeroPart) {
+			_, _ = l.hash.Write(zeroPart[:min(n, len(zeroPart))])
+		}
+	}
+	return l.hash.Write(p)
+}
+
+var zeroPart [64 << 10]byte
+
+// Leaf returns the leaf of what came.
+func (l *Leafing) Leaf() (leaf Leaf) {
+	if l.hash != nil {
+		l.hash.Sum(leaf[:0])
+	}
+	return leaf
+}
+
 // Content computes a content digest. Chunks may be added in any order and by
 // several goroutines; those never added count as zero. The zero value is ready.
 type Content struct {

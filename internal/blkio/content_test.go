@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -139,4 +140,23 @@ func ExampleContent() {
 	c.Chunk(0, []byte("hello"))
 	fmt.Println(c.Sum(5))
 	// Output: b3-4m:7aad4a38db8e2ec9715490210049eafd38a165f8201314ba7eb98c76b46c7e03
+}
+
+// TestLeafing shows that a leaf is the same in parts as at once.
+func TestLeafing(t *testing.T) {
+	for _, zeroes := range []int{0, 1, 64 << 10, 64<<10 + 1, ChunkSize - 1, ChunkSize} {
+		chunk := make([]byte, ChunkSize)
+		for i := zeroes; i < len(chunk); i++ {
+			chunk[i] = byte(i | 1)
+		}
+		for _, part := range []int{1 << 20, 256 << 10, 99_991} {
+			var l Leafing
+			for p := range slices.Chunk(chunk, part) {
+				_, _ = l.Write(p)
+			}
+			if got, want := l.Leaf(), ChunkLeaf(chunk); got != want {
+				t.Errorf("%d zeroes in parts of %d: leaf %x, want %x", zeroes, part, got, want)
+			}
+		}
+	}
 }

@@ -36,10 +36,20 @@ const (
 // p. off is p's place in the container. At p's ends a shorter run is zero too:
 // it may go on in the neighbouring buffer, so call it with buffers of megabytes.
 func DataRuns(p []byte, off int64, data func(p []byte, off int64) error, zero func(off, n int64) error) error {
+	return dataRuns(p, off, true, data, zero)
+}
+
+// MoreDataRuns is DataRuns where data stands right before p: a short run of
+// zeroes at p's start is data, too.
+func MoreDataRuns(p []byte, off int64, data func(p []byte, off int64) error, zero func(off, n int64) error) error {
+	return dataRuns(p, off, false, data, zero)
+}
+
+func dataRuns(p []byte, off int64, first bool, data func(p []byte, off int64) error, zero func(off, n int64) error) error {
 	start := 0 // of the data not yet handed out
 	for i := 0; i < len(p); {
 		run := zeroBlocks(p[i:])
-		if edge := run > 0 && (i == 0 || i+run == len(p)); run < minHole && !edge {
+		if edge := run > 0 && (i == 0 && first || i+run == len(p)); run < minHole && !edge {
 			i += max(run, min(scanBlock, len(p)-i))
 			continue
 		}

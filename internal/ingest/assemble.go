@@ -106,8 +106,8 @@ func (a *assembler) flush() error {
 		_, err := a.spool.WriteAt(r.b, r.off)
 		return err
 	}
-	_, err := writeData(a.out, r.b[:min(int64(len(r.b)), a.size-r.off)], r.off)
-	return err
+	w := writer{out: a.out, off: r.off}
+	return w.write(r.b[:min(int64(len(r.b)), a.size-r.off)], true)
 }
 
 // learn reads the table that ended at end with the cluster host, if one did.

@@ -61,6 +61,7 @@ type conversion struct {
 	digest *sourceDigest  // nil when somebody else computes it
 	flat   bool           // every byte lies in the digest's file where the guest has it
 	base   int64          // where the source begins in the digest's file
+	pass   int            // passSize, or more
 
 	free  chan []byte
 	work  chan *job
@@ -80,7 +81,7 @@ type converted struct {
 func newConversion(threads int, dst *descriptor, count *counter) *conversion {
 	buffers := threads + 4
 	c := &conversion{
-		dst: dst, count: count,
+		dst: dst, count: count, pass: passSize,
 		free:  make(chan []byte, buffers),
 		work:  make(chan *job, buffers),
 		sum:   make(chan *job, buffers),
@@ -208,49 +209,83 @@ func (c *conversion) digestAll(ctx context.Context) error {
 	return c.digest.read(ctx, c.digest.size)
 }
 
+// passSize is how much of a chunk goes through all that a core does with it at
+// once: what its own cache keeps. A chunk as a whole would be fetched from
+// memory for each digest and each write anew.
+const passSize = 256 << 10
+
 // process reads the chunk if nobody has, digests its content and writes what
 // is not zero.
 func (c *conversion) process(j *job) error {
-	if err := c.load(j); err != nil {
-		return err
+	c.trace(j)
+	if !j.fill {
+		close(j.filled)
 	}
-	close(j.filled)
-	if j.buf != nil {
-		b := j.buf[:j.n]
-		// The digest first: the bytes are still in the processor's cache.
-		j.leaf = blkio.ChunkLeaf(b)
-		var err error
-		if j.runs, err = writeData(c.out, b, j.off); err != nil {
+	var leaf blkio.Leafing
+	w := writer{out: c.out, off: j.off}
+	for at := 0; j.buf != nil && at < j.n; {
+		end := min(at+c.pass, j.n)
+		if j.fill {
+			if err := c.load(j, at, end); err != nil {
+				return err
+			}
+		}
+		_, _ = leaf.Write(j.buf[at:end])
+		if err := w.write(j.buf[:end], end == j.n); err != nil {
 			return err
 		}
+		at = end
+	}
+	j.leaf, j.runs = leaf.Leaf(), w.runs
+	if j.fill {
+		close(j.filled)
 	}
 	close(j.done)
 	c.release(j)
 	return nil
 }
 
-// writeData writes the data of b at off, where out reads as zeroes, and leaves
-// runs of zeroes out. A run at an edge of b may be part of a longer one, so it
-// is left out however short it is.
-func writeData(out io.WriterAt, b []byte, off int64) (runs, error) {
-	start, end := 0, len(b)
-	for start < end && blkio.IsZero(b[start:min(start+blockSize, end)]) {
-		start = min(start+blockSize, end)
+// writer writes the data of a chunk, part by part, to off of out, which reads
+// as zeroes, and leaves long runs of zeroes out. A run at an edge of the chunk
+// may be part of a longer one, so it is left out however short it is.
+type writer struct {
+	runs
+	out  io.WriterAt // nil counts only
+	off  int64
+	done int // bytes of the chunk up to which it is written, zeroes or not
+	end  int // of the last run
+}
+
+// write takes the chunk as far as it is known; zeroes at its end wait for what
+// follows them, unless that is all.
+func (w *writer) write(b []byte, all bool) error {
+	end := len(b)
+	for !all && end > w.done && blkio.IsZero(b[max(w.done, end-blockSize):end]) {
+		end = max(w.done, end-blockSize)
 	}
-	for last := (end - 1) &^ (blockSize - 1); start < end && blkio.IsZero(b[last:end]); last -= blockSize {
-		end = last
+	if end == w.done {
+		return nil
 	}
-	r := runs{head: start == 0 && end > 0, tail: end == len(b) && start < end}
-	err := blkio.DataRuns(b[start:end], off+int64(start), func(p []byte, off int64) error {
-		r.count++
-		r.bytes += int64(len(p))
-		if out == nil {
+	next := blkio.MoreDataRuns
+	if w.done == 0 {
+		next = blkio.DataRuns
+	}
+	err := next(b[w.done:end], w.off+int64(w.done), func(p []byte, off int64) error {
+		at := int(off - w.off)
+		if at == 0 || at > w.end {
+			w.count++
+		}
+		w.end = at + len(p)
+		w.head, w.tail = w.head || at == 0, all && w.end == len(b)
+		w.bytes += int64(len(p))
+		if w.out == nil {
 			return nil
 		}
-		_, err := out.WriteAt(p, off)
+		_, err := w.out.WriteAt(p, off)
 		return err
 	}, func(int64, int64) error { return nil })
-	return r, err
+	w.done = end
+	return err
 }
 
 // writeBackEvery is how much of the output is finished before the kernel is
@@ -324,31 +359,44 @@ func (c *conversion) chunks(ctx context.Context) error {
 	return nil
 }
 
-// load fills the chunk, unless that was done, and notes where its bytes come
-// from where they are to be digested. A source that does not tell that is
-// digested on its own, at the same pace.
-func (c *conversion) load(j *job) error {
-	src, mapped := c.source.(diskfmt.Mapper)
+// from makes r the source. What is compressed as one is read as one.
+func (c *conversion) from(r diskfmt.Reader) {
+	c.source = r
+	if g, ok := r.(interface{ Grain() int64 }); ok {
+		c.pass = int(max(passSize, min(g.Grain(), blkio.ChunkSize)))
+	}
+}
+
+// trace notes where the chunk's bytes come from, as far as that is known before
+// they are read. A source that does not tell it is digested on its own, at the
+// same pace.
+func (c *conversion) trace(j *job) {
+	_, mapped := c.source.(diskfmt.Mapper)
 	switch {
 	case c.digest == nil:
 	case c.flat:
 		j.pieces = []piece{{0, j.n, j.off}}
 	case !mapped:
 		j.packed = int64(j.n)
-	case j.fill && j.buf != nil:
-		return short(readMapped(src, j.buf[:j.n], j.off, func(m diskfmt.Mapping) {
-			switch {
-			case m.Compressed:
-				j.packed += m.HostLength
-			case m.Kind == diskfmt.Data:
-				j.pieces = append(j.pieces, piece{int(m.Offset - j.off), int(m.Length), c.base + m.HostOffset})
-			}
-		}))
 	}
-	if j.fill && j.buf != nil {
-		return fill(c.source, j.buf[:j.n], j.off)
+}
+
+// load fills a part of the chunk and notes where its bytes come from, where
+// they are to be digested.
+func (c *conversion) load(j *job, at, end int) error {
+	b, off := j.buf[at:end], j.off+int64(at)
+	src, mapped := c.source.(diskfmt.Mapper)
+	if c.digest == nil || c.flat || !mapped {
+		return fill(c.source, b, off)
 	}
-	return nil
+	return short(readMapped(src, b, off, func(m diskfmt.Mapping) {
+		switch {
+		case m.Compressed:
+			j.packed += m.HostLength
+		case m.Kind == diskfmt.Data:
+			j.pieces = append(j.pieces, piece{int(m.Offset - j.off), int(m.Length), c.base + m.HostOffset})
+		}
+	}))
 }
 
 // readMapped reads the guest's bytes at off and tells seen where they lie.

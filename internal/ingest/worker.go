@@ -244,7 +244,7 @@ func (im *intake) unchanged() error {
 // guest's order is read once, for both digests.
 func (im *intake) convertFile(ctx context.Context) (Result, error) {
 	c := newConversion(im.Threads, im.dst, &im.count)
-	c.source = im.disk
+	c.from(im.disk)
 	raw, ok := im.disk.(rawFile)
 	c.flat = ok && raw.file == file(im.src)
 	im.count.total.Store(im.disk.Size())
@@ -354,12 +354,12 @@ func (im *intake) convertSpooled(ctx context.Context) (Result, error) {
 	}
 	im.count.total.Store(r.n + h.VirtualSize)
 	c := newConversion(im.Threads, im.dst, &im.count)
-	c.source = disk
 	if a != nil && a.direct.count > 0 {
-		if c.source, err = newAssembled(disk.(*inspect.Source), a, *im.dst); err != nil {
+		if disk, err = newAssembled(disk.(*inspect.Source), a, *im.dst); err != nil {
 			return Result{}, err
 		}
 	}
+	c.from(disk)
 	done, err := im.run(ctx, c, c.chunks)
 	return done.result(sum), err
 }

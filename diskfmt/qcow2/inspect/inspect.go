@@ -205,6 +205,10 @@ func Open(ctx context.Context, r io.ReaderAt, size int64, lim Limits) (*Source, 
 // Size returns the virtual size in bytes.
 func (s *Source) Size() int64 { return int64(s.l.H.Size) }
 
+// Grain returns how many guest bytes are compressed as one, if any are: a read
+// of less decompresses that many.
+func (s *Source) Grain() int64 { return int64(s.l.H.ClusterSize()) }
+
 // ReadAt reads guest bytes.
 func (s *Source) ReadAt(p []byte, off int64) (int, error) {
 	n, err := s.l.ReadAt(p, off)

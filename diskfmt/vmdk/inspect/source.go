@@ -45,6 +45,10 @@ func newSource(f strict.File, h layout.Header, gd []uint32) *Source {
 // Size returns the virtual size in bytes.
 func (s *Source) Size() int64 { return int64(s.h.Capacity * layout.Sector) }
 
+// Grain returns how many guest bytes are compressed as one, if any are: a read
+// of less decompresses that many.
+func (s *Source) Grain() int64 { return int64(s.h.GrainBytes()) }
+
 // Extent returns the extent at off: Data or Zero.
 func (s *Source) Extent(off int64) (diskfmt.Extent, error) {
 	m, err := s.Map(off)
