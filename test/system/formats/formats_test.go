@@ -4,6 +4,7 @@
 package formats_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -114,6 +115,13 @@ func (w *world) refusePath(format, path string, r row) {
 	same := body.Error.Message == v.Detail || r.class == "QUOTA" // an import holds what is packed against its reservation, too
 	if err != nil || imported.Status != 5 || body.Error.Class != v.Error || !same {
 		w.t.Errorf("%s, %s: inspection said %s, %q (%v), import says %v", format, r.name, v.Error, v.Detail, err, imported)
+	}
+	if r.files == nil {
+		piped := w.d.RunInput(bytes.NewReader(r.file), append([]string{"image", "import", "new", "-"}, flags...)...)
+		body = api.ErrorBody{}
+		if err := json.Unmarshal([]byte(piped.Stderr), &body); err != nil || piped.Status != 5 || body.Error.Class != r.class {
+			w.t.Errorf("%s, %s, as a stream: want class %s (%v) of %v", format, r.name, r.class, err, piped)
+		}
 	}
 	if got := w.pool(); got != w.before {
 		w.t.Fatalf("%s, %s: the pool has\n%swant\n%s", format, r.name, got, w.before)
