@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"path/filepath"
 	"strings"
@@ -51,7 +53,9 @@ func (a *app) imageImport() *cobra.Command {
 			defer closed()
 			i.Format, i.SHA256, i.Source, i.ImageDetails = said.format, said.sha256, said.source, said.ImageDetails
 			out, err := a.upload(ctx, c, f.Options, i, src)
-			return a.finish(ctx, c, f, out, err, result(a, func(id string) (api.Image, error) { return c.Image(ctx, id) }, "imported"))
+			return a.finish(ctx, c, f, out, err, func(op api.Operation) error {
+				return result(a, func(id string) (api.Image, error) { return c.Image(ctx, id) }, "imported"+signedBy(op))(op)
+			})
 		},
 	}))
 	said.add(cmd)
@@ -59,6 +63,20 @@ func (a *app) imageImport() *cobra.Command {
 	cmd.Flags().StringVar(&i.Pool, "pool", "", "`POOL` that gets the content first")
 	a.completeFlag(cmd, "pool", poolNames)
 	return cmd
+}
+
+// signedBy says whose signature an import verified. The name is the signer's own
+// word.
+func signedBy(op api.Operation) string {
+	var s api.ImageSigned
+	if err := json.Unmarshal(op.Result, &s); err != nil || s.KeyID == "" {
+		return ""
+	}
+	by := ", signed by the " + s.Scheme + " key " + s.KeyID
+	if s.Name != "" {
+		by += fmt.Sprintf(" (%q)", s.Name)
+	}
+	return by
 }
 
 // claims are what the flags say of an image's bytes.
