@@ -47,18 +47,56 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// packed is what a source delivers when that is compressed: bytes to be hashed
-// on their way to the decompressor.
+// packed is what a source delivers when that is compressed. It is read and
+// hashed ahead of the decompressor, on another core.
 type packed struct {
-	*stream
-	sum      hash.Hash
+	sum      hash.Hash // complete after io.EOF
 	unpacked io.ReadCloser
+
+	free, ahead chan []byte
+	now, rest   []byte // the buffer in use, and what of it was not read
+	err         error  // once ahead is closed
+}
+
+// newPacked reads r as far ahead as it has buffers, to its end or an error.
+func newPacked(r io.Reader) *packed {
+	const buffers, size = 4, 512 << 10
+	p := &packed{sum: sha256.New(), free: make(chan []byte, buffers), ahead: make(chan []byte, buffers)}
+	for range buffers {
+		p.free <- make([]byte, size)
+	}
+	go p.fetch(r)
+	return p
+}
+
+func (p *packed) fetch(r io.Reader) {
+	defer close(p.ahead)
+	for b := range p.free {
+		n, err := r.Read(b)
+		p.sum.Write(b[:n])
+		p.ahead <- b[:n]
+		if err != nil {
+			p.err = err
+			return
+		}
+	}
 }
 
 func (p *packed) Read(b []byte) (int, error) {
-	n, err := p.stream.Read(b)
-	p.sum.Write(b[:n])
-	return n, err
+	for len(p.rest) == 0 {
+		if p.now != nil {
+			p.free <- p.now[:cap(p.now)]
+			p.now = nil
+		}
+		next, ok := <-p.ahead
+		if !ok {
+			return 0, p.err
+		}
+		p.now, p.rest = next, next
+	}
+	n := copy(b, p.rest)
+	p.rest = p.rest[n:]
+	return n, nil
 }
 
 // sequential reads a file of size bytes from its start.
@@ -123,7 +161,7 @@ func (im *intake) unpack() error {
 	if !im.Stream {
 		im.content.r = &sequential{r: im.src, size: im.Size}
 	}
-	im.packed = &packed{stream: im.content, sum: sha256.New()}
+	im.packed = newPacked(im.content)
 	r, err := unpack.NewReader(im.Compression, im.packed)
 	im.packed.unpacked = r
 	im.content = &stream{r: r, size: -1, max: im.MaxData}
