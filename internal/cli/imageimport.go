@@ -88,7 +88,7 @@ type claims struct {
 
 func (s *claims) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.Var(&imageFormat{choice{&s.format, words(diskfmt.ImageFormats())}}, "format", "the format; it is never guessed")
+	f.Var(&imageFormat{choice{&s.format, words(diskfmt.ImageFormats())}}, "format", "the format: "+strings.Join(words(diskfmt.ImageFormats()), ", ")+"; it is never guessed")
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(words(diskfmt.ImageFormats()), cobra.ShellCompDirectiveNoFileComp))
 	compressions := []string{"none", "gzip", "xz", "zstd", "bzip2"}
 	f.Var(newChoice(&s.Compression, compressions...), "compression", "what the source is compressed with (default none)")
