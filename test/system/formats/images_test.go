@@ -57,7 +57,6 @@ func with(b []byte, edits ...edit) []byte {
 }
 
 func put(off int, s string) edit { return func(b []byte) []byte { copy(b[off:], s); return b } }
-func cut(n int) edit             { return func(b []byte) []byte { return b[:n] } }
 
 func le32(off int, v uint32) edit {
 	return put(off, string(binary.LittleEndian.AppendUint32(nil, v)))
