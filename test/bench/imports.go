@@ -79,10 +79,10 @@ func (b *bench) importOf(ctx context.Context, d *daemon, s source, src string) e
 	ours := work{name: "tarn image import", pid: d.pid, do: func(ctx context.Context) error {
 		return command(ctx, b.path("bin", "tarn"), args...)
 	}, after: func(ctx context.Context) error { return finished(d.ImageDelete(ctx, patience, "x")) }}
-	peer := work{name: s.peer, do: func(ctx context.Context) error {
+	peer := work{name: "peer", do: func(ctx context.Context) error {
 		return shell(ctx, s.peer, "SRC="+src, "OUT="+out)
 	}, after: func(context.Context) error { return os.Remove(out) }}
-	return b.compare(ctx, "import of "+s.name, ours, peer)
+	return b.compare(ctx, "import of "+s.name+"; peer: "+s.peer, ours, peer)
 }
 
 // shell runs a script with variables.
