@@ -98,8 +98,13 @@ const ovf = `<?xml version="1.0"?><Envelope xmlns="http://schemas.dmtf.org/ovf/e
 <References><File ovf:href="d.vmdk" ovf:id="f"/></References><DiskSection><Disk ovf:diskId="d" ovf:fileRef="f" ovf:capacity="1"
  ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"/></DiskSection></Envelope>`
 
-// archived makes an OVA of a disk; sum is what its manifest says of it.
+// archived makes an OVA of a disk in VMDK; sum is what its manifest says of it.
 func archived(t testing.TB, disk []byte, sum [32]byte) []byte {
+	t.Helper()
+	return archive(t, ovf, disk, sum)
+}
+
+func archive(t testing.TB, ovf string, disk []byte, sum [32]byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -132,12 +137,12 @@ func described(kind, file string, sectors, cluster int) []byte {
 
 func samples(t testing.TB) map[string]sample {
 	disk := mixed(41, 3*mib)
-	stream := imageOf(t, disk, "vmdk", "-o", "subformat=streamOptimized")
+	stream, qcow2 := imageOf(t, disk, "vmdk", "-o", "subformat=streamOptimized"), qcow2Of(t, disk)
 	iso, luks := disc(t, disk), encrypted()
 	ploop := imageOf(t, disk, "parallels")
 	return map[string]sample{
 		"raw":                    {format: "raw", file: disk, disk: disk},
-		"qcow2":                  {format: "qcow2", file: qcow2Of(t, disk), disk: disk},
+		"qcow2":                  {format: "qcow2", file: qcow2, disk: disk},
 		"vmdk, sparse":           {format: "vmdk", file: imageOf(t, disk, "vmdk"), disk: disk},
 		"vmdk, stream":           {format: "vmdk", file: stream, disk: disk},
 		"vhd, fixed":             {format: "vhd", file: imageOf(t, disk, "vpc", "-o", "subformat=fixed,force_size=on"), disk: disk},
@@ -149,7 +154,10 @@ func samples(t testing.TB) map[string]sample {
 		"plain ploop":            {format: "ploop", file: disk, disk: disk, description: described("Plain", "root.hds", len(disk)/512, mib)},
 		"iso":                    {format: "iso", file: iso, disk: iso},
 		"luks":                   {format: "luks", file: luks, disk: luks},
-		"ova":                    {format: "ova", file: archived(t, stream, sha256.Sum256(stream)), disk: disk},
+		"ova of qcow2": {format: "ova", disk: disk, file: archive(t,
+			strings.Replace(ovf, "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized", "http://www.gnome.org/~markmc/qcow-image-format.html", 1),
+			qcow2, sha256.Sum256(qcow2))},
+		"ova": {format: "ova", file: archived(t, stream, sha256.Sum256(stream)), disk: disk},
 	}
 }
 

@@ -173,7 +173,7 @@ func (im *intake) unpack() error {
 func (im *intake) judgeHead(format diskfmt.Format) (Header, error) {
 	size, most := im.content.size, im.content.size
 	if size < 0 {
-		most = im.MaxData
+		most = im.MaxData &^ 511 // a size that a file of whole sectors may have
 	}
 	h := Header{Format: format, VirtualSize: size, MaxData: most, MaxSpool: most, Features: []string{}}
 	d := doors[format]
