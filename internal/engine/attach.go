@@ -19,6 +19,9 @@ import (
 // so; the operation goes on behind it.
 const attachWait = time.Minute
 
+// leaseCounter numbers the leases that are granted.
+const leaseCounter = "lease"
+
 // InstanceShow prints what a hypervisor needs to open an instance's disks,
 // without the right to write them.
 func (e *Engine) InstanceShow(ctx context.Context, ref, as string) (api.Attachment, error) {
@@ -179,7 +182,7 @@ func (e *Engine) grant(ctx context.Context, tx *store.Tx, r diskRecords, target 
 	if now.lease != nil && e.holds(*now.lease) {
 		return nil
 	}
-	gen, err := tx.NextGeneration(ctx, "lease")
+	gen, err := tx.NextGeneration(ctx, leaseCounter)
 	if err != nil {
 		return err
 	}

@@ -247,6 +247,9 @@ func (e *Engine) recordSidecar(ctx context.Context, tx *store.Tx, s disk.Sidecar
 		return err
 	}
 	s.Lease.State = disk.LeaseUnverified
+	if err := tx.RaiseGeneration(ctx, leaseCounter, s.Lease.Generation); err != nil { // the next grant's is higher
+		return err
+	}
 	return tx.Leases.Insert(ctx, *s.Lease)
 }
 

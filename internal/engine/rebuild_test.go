@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,4 +97,53 @@ func TestAnImportThatConflictsLeavesNothingOpen(t *testing.T) {
 		t.Error("the pool on record is no longer open")
 	}
 	b.silent("two imports that failed")
+}
+
+// TestGrantsGoOnBehindALostDatabase: a lease granted after a pool was imported
+// has a higher generation than the one the pool remembers.
+func TestGrantsGoOnBehindALostDatabase(t *testing.T) {
+	ctx := context.Background()
+	b := newBench(t)
+	dir := b.pool("main")
+	b.instance("web1", api.DiskSpec{Role: "data", Size: 1 << 20})
+	granted := func() int64 {
+		t.Helper()
+		if _, err := b.InstanceAttach(ctx, "web1", api.Attach{As: "qemu"}); err != nil {
+			t.Fatal(err)
+		}
+		side, err := filepath.Glob(filepath.Join(dir, "*_data0.*.tarn.json"))
+		if err != nil || len(side) != 1 {
+			t.Fatalf("sidecars %v, %v", side, err)
+		}
+		text, err := os.ReadFile(side[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s struct {
+			Record struct {
+				Lease struct {
+					Generation int64 `json:"generation"`
+				} `json:"lease"`
+			} `json:"record"`
+		}
+		if err := json.Unmarshal(text, &s); err != nil || s.Record.Lease.Generation == 0 {
+			t.Fatalf("the sidecar has no lease: %v\n%s", err, text)
+		}
+		return s.Record.Lease.Generation
+	}
+	last := granted()
+	for range 3 {
+		if err := b.InstanceDetach(ctx, "web1", api.Detach{}); err != nil {
+			t.Fatal(err)
+		}
+		last = granted()
+	}
+	b.loseDatabase()
+	b.must(b.PoolImport(ctx, api.Options{}, api.PoolImport{Driver: "dir", Path: dir}))
+	if err := b.InstanceDetach(ctx, "web1", api.Detach{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	if now := granted(); now <= last {
+		t.Errorf("the lease after the loss has the generation %d, the one before had %d", now, last)
+	}
 }

@@ -74,6 +74,14 @@ func (tx *Tx) NextGeneration(ctx context.Context, name string) (int64, error) {
 	return n, err
 }
 
+// RaiseGeneration has the durable counter name go on behind least, if it has not
+// come so far: when what it numbered comes back from elsewhere.
+func (tx *Tx) RaiseGeneration(ctx context.Context, name string, least int64) error {
+	_, err := tx.exec(ctx, `INSERT INTO counters (name, value) VALUES ($1, $2)
+		ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE counters.value < excluded.value`, name, least)
+	return tx.failed("counter.raise", name, err)
+}
+
 // writes refuses a read transaction; it comes before writing statements that
 // return rows.
 func (tx *Tx) writes(ctx context.Context) error {
