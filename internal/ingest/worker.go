@@ -225,17 +225,24 @@ func (im *intake) convert(ctx context.Context) (Result, error) {
 	} else {
 		r, err = im.convertSpooled(ctx)
 	}
-	if err == nil && !im.Stream {
-		err = im.unchanged()
+	if !im.Stream {
+		err = im.unchanged(err)
 	}
 	return r, err
 }
 
-// unchanged refuses a file that was written while it was read.
-func (im *intake) unchanged() error {
+// unchanged refuses a file that was written while it was read. What else seems
+// to be wrong with its bytes says nothing then.
+func (im *intake) unchanged(refusal error) error {
+	if refusal != nil && strict.ClassOf(refusal) == "" {
+		return refusal
+	}
 	now, err := im.src.stamp()
 	if err == nil && now != im.start {
 		err = errChanged()
+	}
+	if err == nil {
+		err = refusal
 	}
 	return err
 }
@@ -254,10 +261,7 @@ func (im *intake) convertFile(ctx context.Context) (Result, error) {
 		c.digest.count = &im.count
 	}
 	done, err := im.run(ctx, c, c.chunks)
-	if err == nil {
-		err = im.unchanged()
-	}
-	if err != nil {
+	if err = im.unchanged(err); err != nil {
 		return Result{}, err
 	}
 	return done.result(c.digest.h.Sum(nil)), nil
