@@ -176,7 +176,7 @@ var refusals = []struct {
 	{5, "qcow2", "image import new W/img --format qcow2"},
 	{5, "", "image import new W/img --format raw --sha256 " + strings.Repeat("0", 64)},
 	{2, "", "image import new W/img --format raw --sha256 xyz"},
-	{2, "", "image import new W/img --format vmdk"},
+	{2, "", "image import new W/img --format dmg"},
 	{2, "", "image import ../new W/img --format raw"},
 	{2, "", "instance create a/b --root img"},
 	{2, "", "instance create web2 --uuid nonsense --root img"},

@@ -455,7 +455,9 @@ clouds:
 	c.cuts.Store(1)
 	cloud := clouds["password"]
 	cloud.ImageEndpoint = c.url
-	i, err := fetch.Glance(t.Context(), config, cloud, "glance:///"+id)
+	patient := config // Keystone revokes by the second: a token of the same one would be revoked, too
+	patient.Backoff = time.Second
+	i, err := fetch.Glance(t.Context(), patient, cloud, "glance:///"+id)
 	if err != nil {
 		t.Fatal(err)
 	}
