@@ -8,7 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +18,7 @@ import (
 	"github.com/tarn-storage/tarn/diskfmt/vdi"
 	"github.com/tarn-storage/tarn/diskfmt/vdi/inspect"
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/test/oracle"
 )
 
 const mib = 1 << 20
@@ -27,17 +27,7 @@ var options = vdi.Options{ID: [16]byte([]byte("0123456789abcdef")), Change: [16]
 
 func tool(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%s is missing: install qemu-utils", name)
-		}
-		t.Skipf("%s is missing: install qemu-utils", name)
-	}
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return oracle.Run(t, "qemu-utils", name, args...)
 }
 
 // disk is a Reader whose extents are given; what is not Data is zero.

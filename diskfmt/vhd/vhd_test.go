@@ -9,9 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -22,22 +20,13 @@ import (
 	"github.com/tarn-storage/tarn/diskfmt/vhd"
 	"github.com/tarn-storage/tarn/diskfmt/vhd/inspect"
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/test/oracle"
 )
 
 // qemu runs one of QEMU's tools and returns its output.
 func qemu(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%s is missing: install qemu-utils", name)
-		}
-		t.Skipf("%s is missing: install qemu-utils", name)
-	}
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return oracle.Run(t, "qemu-utils", name, args...)
 }
 
 func write(t testing.TB, src diskfmt.Reader, o vhd.Options) []byte {

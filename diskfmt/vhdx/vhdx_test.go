@@ -9,7 +9,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,6 +20,7 @@ import (
 	"github.com/tarn-storage/tarn/diskfmt/vhdx"
 	"github.com/tarn-storage/tarn/diskfmt/vhdx/inspect"
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/test/oracle"
 )
 
 var ids = vhdx.Options{ID: [16]byte{1}, FileWrite: [16]byte{2}, DataWrite: [16]byte{3}}
@@ -28,17 +28,7 @@ var ids = vhdx.Options{ID: [16]byte{1}, FileWrite: [16]byte{2}, DataWrite: [16]b
 // qemu runs one of QEMU's tools and returns its output.
 func qemu(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%s is missing: install qemu-utils", name)
-		}
-		t.Skipf("%s is missing: install qemu-utils", name)
-	}
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return oracle.Run(t, "qemu-utils", name, args...)
 }
 
 // create writes src to a sparse file and returns it.

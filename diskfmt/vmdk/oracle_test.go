@@ -8,7 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,22 +19,13 @@ import (
 	"github.com/tarn-storage/tarn/diskfmt/vmdk"
 	"github.com/tarn-storage/tarn/diskfmt/vmdk/inspect"
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/test/oracle"
 )
 
 // tool runs one of QEMU's tools and returns what it says.
 func tool(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%s is missing: install qemu-utils", name)
-		}
-		t.Skipf("%s is missing: install qemu-utils", name)
-	}
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return oracle.Run(t, "qemu-utils", name, args...)
 }
 
 // content returns size bytes with text, noise and zeroes in pieces that end

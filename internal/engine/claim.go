@@ -200,7 +200,7 @@ func (e *Engine) prove(ctx context.Context, c *claim, d api.ImageDetails) error 
 	case len(sums) > 0 && d.ChecksumsURL != "":
 		return invalid("the checksums were given twice")
 	case len(sums) == 0 && d.ChecksumsURL == "":
-		return unsummed(d, e)
+		return e.unsummed(d)
 	}
 	if d.ChecksumsURL != "" {
 		var err error
@@ -236,7 +236,7 @@ func (e *Engine) prove(ctx context.Context, c *claim, d api.ImageDetails) error 
 }
 
 // unsummed checks a signature over the image itself.
-func unsummed(d api.ImageDetails, e *Engine) error {
+func (e *Engine) unsummed(d api.ImageDetails) error {
 	if len(d.SigningKey) == 0 {
 		return nil
 	}

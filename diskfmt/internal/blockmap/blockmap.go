@@ -11,6 +11,7 @@ import (
 	"io"
 
 	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/diskfmt/internal/pages"
 	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/errs"
 )
@@ -19,9 +20,8 @@ const (
 	entrySize  = 4
 	pageSize   = 64 << 10 // bytes of the map that are read at once
 	perPage    = pageSize / entrySize
-	maxPages   = 256 // kept in memory: 16 MiB
-	scanPages  = 16  // that one Map or Extent looks at before it answers
-	walkReport = 64  // pages between two reports of progress
+	scanPages  = 16 // that one Map or Extent looks at before it answers
+	walkReport = 64 // pages between two reports of progress
 )
 
 // Disk is a container of Size guest bytes. Its fields must have been judged:
@@ -40,7 +40,7 @@ type Disk struct {
 	// stored and the block reads as zeroes.
 	Place func(e uint32) (slot uint64, stored bool, err error)
 
-	pages pages
+	pages pages.Cache
 }
 
 // Check walks the whole map and refuses entries that Place refuses, slots that
@@ -129,14 +129,14 @@ func (d *Disk) fault(i uint64, err error) error {
 // entry returns entry i through the cache.
 func (d *Disk) entry(i uint64) (uint32, error) {
 	n := i / perPage
-	page := d.pages.get(n)
+	page := d.pages.Get(n)
 	if page == nil {
 		first := n * perPage
 		page = make([]byte, min(pageSize, (d.Entries-first)*entrySize))
 		if err := d.File.Read(page, d.Table+first*entrySize, "the block map"); err != nil {
 			return 0, err
 		}
-		d.pages.put(n, page)
+		d.pages.Put(n, page)
 	}
 	return binary.LittleEndian.Uint32(page[i%perPage*entrySize:]), nil
 }

@@ -4,9 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
-	"sync"
 
 	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/diskfmt/internal/pages"
 	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/diskfmt/vhdx/internal/layout"
 	"github.com/tarn-storage/tarn/errs"
@@ -17,7 +17,6 @@ var _ strict.Source = (*Source)(nil)
 const (
 	pageSize   = 64 << 10 // bytes of the table that are read at once
 	perPage    = pageSize / layout.BATEntry
-	maxPages   = 256     // in memory: 16 MiB
 	scanBlocks = 1 << 16 // that one Map looks at before it answers
 )
 
@@ -134,7 +133,7 @@ func (im *image) markBitmap(m *strict.Map, i, e uint64) error {
 // keeps every check while it reads, should the file change under it.
 type Source struct {
 	im    *image
-	pages pages
+	pages pages.Cache
 }
 
 // Size returns the virtual size in bytes.
@@ -223,48 +222,14 @@ func (s *Source) mapping(off uint64) (diskfmt.Mapping, error) {
 // entry returns entry i of the block allocation table through the cache.
 func (s *Source) entry(i uint64) (uint64, error) {
 	n := i / perPage
-	page := s.pages.get(n)
+	page := s.pages.Get(n)
 	if page == nil {
 		var err error
 		page, err = s.im.file.Bytes(s.im.bat.Offset+n*pageSize, min(pageSize, uint64(s.im.bat.Length)-n*pageSize), "the block allocation table")
 		if err != nil {
 			return 0, err
 		}
-		s.pages.put(n, page)
+		s.pages.Put(n, page)
 	}
 	return binary.LittleEndian.Uint64(page[i%perPage*layout.BATEntry:]), nil
-}
-
-// pages keeps the parts of the table that were read last. A page is never
-// written after it was put.
-type pages struct {
-	mu   sync.RWMutex
-	at   map[uint64][]byte
-	ring []uint64 // the numbers of the pages, the oldest at next when it is full
-	next int
-}
-
-func (c *pages) get(n uint64) []byte {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return c.at[n]
-}
-
-func (c *pages) put(n uint64, page []byte) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.at[n] != nil {
-		return
-	}
-	if c.at == nil {
-		c.at = map[uint64][]byte{}
-	}
-	if len(c.ring) < maxPages {
-		c.ring = append(c.ring, n)
-	} else {
-		delete(c.at, c.ring[c.next])
-		c.ring[c.next] = n
-		c.next = (c.next + 1) % maxPages
-	}
-	c.at[n] = page
 }
