@@ -51,47 +51,50 @@ type Subject struct {
 
 // Pool is storage set aside by an administrator.
 type Pool struct {
-	ID          string    `json:"id"`
-	Name        string    `json:"name"`
-	Driver      string    `json:"driver"`
-	State       string    `json:"state"`
-	Path        string    `json:"path"`
-	Owner       string    `json:"owner"` // USER:GROUP
-	Identity    string    `json:"identity"`
-	Domain      string    `json:"domain"`      // identity of the capacity domain
-	Capacity    int64     `json:"capacity"`    // of the domain
-	Provisioned int64     `json:"provisioned"` // sum of this pool's virtual sizes
-	Committed   int64     `json:"committed"`   // what the domain's volumes may come to need
-	Allocated   int64     `json:"allocated"`   // measured, this pool; information only
-	Foreign     int64     `json:"foreign"`     // used in the domain by others than tarn
-	ForeignAt   time.Time `json:"foreign_at,omitzero"`
-	Reserved    int64     `json:"reserved"`  // never promised
-	Available   int64     `json:"available"` // what a new volume may still be promised
-	Overcommit  float64   `json:"overcommit"`
-	DiskFormat  string    `json:"disk_format"`
-	SharesWith  []string  `json:"shares_with,omitempty"` // other pools of the domain
-	CreatedAt   time.Time `json:"created_at"`
-	UpdatedAt   time.Time `json:"updated_at"`
+	ID           string    `json:"id"`
+	Name         string    `json:"name"`
+	Driver       string    `json:"driver"`
+	State        string    `json:"state"`
+	Path         string    `json:"path"`
+	Owner        string    `json:"owner"` // USER:GROUP
+	Identity     string    `json:"identity"`
+	Domain       string    `json:"domain"`      // identity of the capacity domain
+	Capacity     int64     `json:"capacity"`    // of the domain
+	Provisioned  int64     `json:"provisioned"` // sum of this pool's virtual sizes
+	Committed    int64     `json:"committed"`   // what the domain's volumes may come to need
+	Allocated    int64     `json:"allocated"`   // measured, this pool; information only
+	Foreign      int64     `json:"foreign"`     // used in the domain by others than tarn
+	ForeignAt    time.Time `json:"foreign_at,omitzero"`
+	Reserved     int64     `json:"reserved"`  // never promised
+	Available    int64     `json:"available"` // what a new volume may still be promised
+	Overcommit   float64   `json:"overcommit"`
+	DiskFormat   string    `json:"disk_format"`
+	ImageFormats []string  `json:"image_formats"`         // what may be imported; none is every format
+	SharesWith   []string  `json:"shares_with,omitempty"` // other pools of the domain
+	CreatedAt    time.Time `json:"created_at"`
+	UpdatedAt    time.Time `json:"updated_at"`
 }
 
 // PoolCreate asks for a new pool.
 type PoolCreate struct {
-	Name       string  `json:"name"`
-	Driver     string  `json:"driver"`
-	Path       string  `json:"path,omitempty"`
-	DiskFormat string  `json:"disk_format,omitempty"` // auto
-	Owner      string  `json:"owner,omitempty"`       // the daemon's own user
-	Overcommit float64 `json:"overcommit,omitempty"`  // keep the domain's, at first 1.0
-	Reserve    string  `json:"reserve,omitempty"`     // keep the domain's, at first "5%"
+	Name         string   `json:"name"`
+	Driver       string   `json:"driver"`
+	Path         string   `json:"path,omitempty"`
+	DiskFormat   string   `json:"disk_format,omitempty"`   // auto
+	ImageFormats []string `json:"image_formats,omitempty"` // what may be imported; none is every format
+	Owner        string   `json:"owner,omitempty"`         // the daemon's own user
+	Overcommit   float64  `json:"overcommit,omitempty"`    // keep the domain's, at first 1.0
+	Reserve      string   `json:"reserve,omitempty"`       // keep the domain's, at first "5%"
 }
 
-// PoolSet changes a pool; nil leaves a field as it is. Overcommit and Reserve
-// are the domain's.
+// PoolSet changes a pool; nil leaves a field as it is, no image formats allow
+// every one. Overcommit and Reserve are the domain's.
 type PoolSet struct {
-	Name       *string  `json:"name,omitempty"`
-	DiskFormat *string  `json:"disk_format,omitempty"`
-	Overcommit *float64 `json:"overcommit,omitempty"`
-	Reserve    *string  `json:"reserve,omitempty"`
+	Name         *string   `json:"name,omitempty"`
+	DiskFormat   *string   `json:"disk_format,omitempty"`
+	ImageFormats *[]string `json:"image_formats,omitempty"`
+	Overcommit   *float64  `json:"overcommit,omitempty"`
+	Reserve      *string   `json:"reserve,omitempty"`
 }
 
 // PoolImport asks to take a self-describing pool into the records.
@@ -102,17 +105,19 @@ type PoolImport struct {
 
 // Image is immutable content delivered by an image source.
 type Image struct {
-	ID           string      `json:"id"`
-	Name         string      `json:"name"`
-	State        string      `json:"state"`
-	Format       string      `json:"format"`
-	VirtualSize  int64       `json:"virtual_size"`
-	MinDisk      int64       `json:"min_disk"`
-	SourceSHA256 string      `json:"source_sha256"`
-	Content      string      `json:"content"`
-	Bases        []ImageBase `json:"bases"`
-	CreatedAt    time.Time   `json:"created_at"`
-	UpdatedAt    time.Time   `json:"updated_at"`
+	ID           string       `json:"id"`
+	Name         string       `json:"name"`
+	State        string       `json:"state"`
+	Format       string       `json:"format"`
+	VirtualSize  int64        `json:"virtual_size"`
+	MinDisk      int64        `json:"min_disk"`
+	SourceSHA256 string       `json:"source_sha256"`
+	Content      string       `json:"content"`
+	Verified     []string     `json:"verified,omitempty"` // checksums that the bytes had to have: sha256:HEX, sha512:HEX
+	Signed       *ImageSigned `json:"signed,omitempty"`
+	Bases        []ImageBase  `json:"bases"`
+	CreatedAt    time.Time    `json:"created_at"`
+	UpdatedAt    time.Time    `json:"updated_at"`
 }
 
 // ImageBase is one pool's copy of an image.
@@ -153,8 +158,10 @@ type ImageDetails struct {
 	SigningKey     []byte `json:"signing_key,omitempty"`
 }
 
-// ImageSigned is the result of an import whose signature was verified.
+// ImageSigned says who signed an image: the result of an import whose signature
+// was verified. Name and comment are the signer's own words.
 type ImageSigned struct {
+	Over    string    `json:"over"`   // image, checksums
 	Scheme  string    `json:"scheme"` // minisign, openpgp
 	KeyID   string    `json:"key_id"`
 	Name    string    `json:"name,omitempty"`

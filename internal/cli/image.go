@@ -48,12 +48,26 @@ func (a *app) imageShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.printObject(i, i.ID, []field{
-				{"name", i.Name}, {"id", i.ID}, {"state", i.State}, {"format", i.Format}, {"virtual size", size(i.VirtualSize)},
-				{"min disk", sizeIfAny(i.MinDisk)}, {"sha256", i.SourceSHA256}, {"content", i.Content}, {"pools", basePools(i)}, {"created", when(i.CreatedAt)},
-			})
+			return a.printObject(i, i.ID, imageFields(i))
 		},
 	})
+}
+
+func imageFields(i api.Image) []field {
+	var algos []string
+	for _, sum := range i.Verified {
+		algo, _, _ := strings.Cut(sum, ":")
+		algos = append(algos, algo)
+	}
+	signed := ""
+	if i.Signed != nil {
+		signed = signer(*i.Signed) + ", over the " + i.Signed.Over
+	}
+	return []field{
+		{"name", i.Name}, {"id", i.ID}, {"state", i.State}, {"format", i.Format}, {"virtual size", size(i.VirtualSize)},
+		{"min disk", sizeIfAny(i.MinDisk)}, {"sha256", i.SourceSHA256}, {"verified", strings.Join(algos, ", ")}, {"signed by", signed},
+		{"content", i.Content}, {"pools", basePools(i)}, {"created", when(i.CreatedAt)},
+	}
 }
 
 func (a *app) imageRename() *cobra.Command {

@@ -72,7 +72,11 @@ func signedBy(op api.Operation) string {
 	if err := json.Unmarshal(op.Result, &s); err != nil || s.KeyID == "" {
 		return ""
 	}
-	by := ", signed by the " + s.Scheme + " key " + s.KeyID
+	return ", signed by " + signer(s)
+}
+
+func signer(s api.ImageSigned) string {
+	by := "the " + s.Scheme + " key " + s.KeyID
 	if s.Name != "" {
 		by += fmt.Sprintf(" (%q)", s.Name)
 	}

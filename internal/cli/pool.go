@@ -3,12 +3,15 @@ package cli
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/client"
+	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
 )
 
@@ -43,6 +46,7 @@ func (a *app) poolCreate() *cobra.Command {
 	cmd.Flags().StringVar(&p.Driver, "driver", "", "how the storage is used: dir")
 	cmd.Flags().StringVar(&p.Path, "path", "", "the `DIR`ectory")
 	cmd.Flags().Var(newChoice(&p.DiskFormat, "auto", "raw", "qcow2"), "disk-format", "format of new disks; auto lets the driver choose")
+	addImageFormats(cmd, &p.ImageFormats, "formats that may be imported into the pool, as raw,qcow2 (any)")
 	cmd.Flags().StringVar(&p.Owner, "owner", "", "`USER:GROUP` that disks belong to, QEMU's (the daemon's own)")
 	cmd.Flags().Float64Var(&p.Overcommit, "overcommit", 0, "promise every byte so many times (1.0)")
 	cmd.Flags().StringVar(&p.Reserve, "reserve", "", "percentage or `SIZE` that is never promised (5%)")
@@ -106,7 +110,7 @@ func poolFields(p api.Pool) []field {
 	}
 	return []field{
 		{"name", p.Name}, {"id", p.ID}, {"driver", p.Driver}, {"state", p.State}, {"path", p.Path}, {"owner", p.Owner},
-		{"disk format", p.DiskFormat}, {"identity", p.Identity}, {"domain", p.Domain}, {"shares with", shares},
+		{"disk format", p.DiskFormat}, {"image formats", (&imageFormats{&p.ImageFormats}).String()}, {"identity", p.Identity}, {"domain", p.Domain}, {"shares with", shares},
 		{"capacity", size(p.Capacity)}, {"provisioned", size(p.Provisioned)}, {"committed", size(p.Committed)},
 		{"allocated", size(p.Allocated)}, {"foreign", foreign}, {"reserved", size(p.Reserved)}, {"available", size(p.Available)},
 		{"overcommit", strconv.FormatFloat(p.Overcommit, 'f', -1, 64)}, {"created", when(p.CreatedAt)},
@@ -140,11 +144,12 @@ func (a *app) poolSet() *cobra.Command {
 	var f changing
 	var overcommit float64
 	var reserve, format string
+	var formats []string
 	var cmd *cobra.Command
 	cmd = f.add(a.command(verb{
 		use: "set POOL", short: "Change a pool's settings", args: []string{"POOL"}, complete: []names{poolNames},
 		long:    "Overcommit and reserve belong to the capacity domain: they change for all its pools, which are named.",
-		example: "tarn pool set fast --overcommit 1.5\ntarn pool set fast --disk-format qcow2",
+		example: "tarn pool set fast --overcommit 1.5\ntarn pool set fast --disk-format qcow2\ntarn pool set fast --image-formats raw,qcow2",
 		run: func(ctx context.Context, c *client.Client, args []string) (err error) {
 			var set api.PoolSet
 			if cmd.Flags().Changed("overcommit") {
@@ -159,8 +164,11 @@ func (a *app) poolSet() *cobra.Command {
 			if format != "" {
 				set.DiskFormat = &format
 			}
+			if cmd.Flags().Changed("image-formats") {
+				set.ImageFormats = &formats
+			}
 			if set == (api.PoolSet{}) {
-				return usage("tarn pool set changes nothing without a setting").WithHint("give --overcommit, --reserve or --disk-format")
+				return usage("tarn pool set changes nothing without a setting").WithHint("give --overcommit, --reserve, --disk-format or --image-formats")
 			}
 			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.PoolSet(ctx, o, args[0], set) }
 			return a.change(ctx, c, f, start, a.poolIsSet(ctx, c))
@@ -169,7 +177,63 @@ func (a *app) poolSet() *cobra.Command {
 	cmd.Flags().Float64Var(&overcommit, "overcommit", 0, "promise every byte so many times")
 	cmd.Flags().StringVar(&reserve, "reserve", "", "percentage or `SIZE` that is never promised")
 	cmd.Flags().Var(newChoice(&format, "auto", "raw", "qcow2"), "disk-format", "format of new disks")
+	addImageFormats(cmd, &formats, "formats that may be imported into the pool from now on")
 	return cmd
+}
+
+// imageFormats is a flag that lists formats; none in the list is every format.
+type imageFormats struct{ list *[]string }
+
+const anyFormat = "any"
+
+func addImageFormats(cmd *cobra.Command, list *[]string, text string) {
+	cmd.Flags().Var(&imageFormats{list}, "image-formats", text)
+	_ = cmd.RegisterFlagCompletionFunc("image-formats", completeFormats)
+}
+
+// String returns the present value, nothing for none.
+func (f *imageFormats) String() string {
+	switch {
+	case f.list == nil || *f.list == nil:
+		return ""
+	case len(*f.list) == 0:
+		return anyFormat
+	}
+	return strings.Join(*f.list, ",")
+}
+
+// Set accepts formats with commas between them, or any.
+func (f *imageFormats) Set(s string) error {
+	*f.list = []string{}
+	if s == anyFormat {
+		return nil
+	}
+	for _, word := range strings.Split(s, ",") {
+		if _, err := diskfmt.ParseImageFormat(word); err != nil {
+			return err
+		}
+		*f.list = append(*f.list, word)
+	}
+	return nil
+}
+
+// Type is what help calls the value.
+func (f *imageFormats) Type() string { return "LIST|any" }
+
+// completeFormats completes the last format of a list with those that are not
+// in it.
+func completeFormats(_ *cobra.Command, _ []string, typed string) ([]string, cobra.ShellCompDirective) {
+	head := typed[:strings.LastIndexByte(typed, ',')+1]
+	var out []string
+	if head == "" {
+		out = append(out, anyFormat)
+	}
+	for _, f := range words(diskfmt.ImageFormats()) {
+		if !slices.Contains(strings.Split(head, ","), f) {
+			out = append(out, head+f)
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
 
 // poolIsSet names the other pools that a domain's settings hold for.

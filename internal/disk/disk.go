@@ -88,18 +88,19 @@ type Owner struct {
 
 // Pool is storage set aside by an administrator, served by one driver.
 type Pool struct {
-	ID         PoolID       `json:"id"`
-	Name       string       `json:"name"`
-	Driver     string       `json:"driver"`
-	HostID     HostID       `json:"host_id,omitempty"` // empty: shared by hosts
-	State      PoolState    `json:"state"`
-	Path       string       `json:"path,omitempty"`
-	Owner      Owner        `json:"owner"`
-	Identity   string       `json:"identity"` // of the storage itself, from the driver
-	DomainID   DomainID     `json:"domain_id"`
-	DiskFormat FormatPolicy `json:"disk_format"`
-	CreatedAt  time.Time    `json:"created_at"`
-	UpdatedAt  time.Time    `json:"updated_at"`
+	ID           PoolID           `json:"id"`
+	Name         string           `json:"name"`
+	Driver       string           `json:"driver"`
+	HostID       HostID           `json:"host_id,omitempty"` // empty: shared by hosts
+	State        PoolState        `json:"state"`
+	Path         string           `json:"path,omitempty"`
+	Owner        Owner            `json:"owner"`
+	Identity     string           `json:"identity"` // of the storage itself, from the driver
+	DomainID     DomainID         `json:"domain_id"`
+	DiskFormat   FormatPolicy     `json:"disk_format"`
+	ImageFormats []diskfmt.Format `json:"image_formats,omitempty"` // what may be imported into it; none is every format
+	CreatedAt    time.Time        `json:"created_at"`
+	UpdatedAt    time.Time        `json:"updated_at"`
 }
 
 // ImageState is the state of an image.
@@ -124,8 +125,32 @@ type Image struct {
 	SourceSHA256 string         `json:"source_sha256"` // of the bytes as delivered, hex
 	Content      string         `json:"content"`       // b3-4m:HEX
 	Generation   int64          `json:"generation"`    // rises with every change: the newest description has the highest
+	Proof        *Proof         `json:"proof,omitempty"`
 	CreatedAt    time.Time      `json:"created_at"`
 	UpdatedAt    time.Time      `json:"updated_at"`
+}
+
+// Proof is what an image's bytes, as delivered, were held against when it was
+// imported.
+type Proof struct {
+	Checksums []string   `json:"checksums,omitempty"` // sha256:HEX, sha512:HEX
+	Signature *Signature `json:"signature,omitempty"`
+}
+
+// What a signature was over.
+const (
+	OverImage     = "image"
+	OverChecksums = "checksums"
+)
+
+// Signature says who signed an image.
+type Signature struct {
+	Over    string    `json:"over"`
+	Scheme  string    `json:"scheme"` // minisign, openpgp
+	KeyID   string    `json:"key_id"`
+	Name    string    `json:"name,omitempty"`    // the signer's own word
+	Comment string    `json:"comment,omitempty"` // the signer's own word
+	Time    time.Time `json:"time,omitzero"`
 }
 
 // VolumeKind says what a volume is for.

@@ -46,8 +46,8 @@ func invalid(format string, args ...any) *errs.Error {
 
 // claim completes what a request says of an image and checks it. It asks Glance
 // and fetches checksums where the request names them, but reads no byte of the
-// image.
-func (e *Engine) claim(ctx context.Context, format, sum string, d api.ImageDetails) (claim, error) {
+// image. The pool is the one that it is to be imported into, if any.
+func (e *Engine) claim(ctx context.Context, format, sum string, d api.ImageDetails, into disk.Pool) (claim, error) {
 	c := claim{Format: format, MaxVirtualSize: d.MaxVirtualSize, Compression: d.Compression}
 	if c.Compression == "none" {
 		c.Compression = ""
@@ -60,7 +60,7 @@ func (e *Engine) claim(ctx context.Context, format, sum string, d api.ImageDetai
 		err = e.remote(ctx, &c, d)
 	}
 	if err == nil {
-		err = e.accepts(c, d)
+		err = e.accepts(c, d, into)
 	}
 	if err == nil {
 		err = e.prove(ctx, &c, d)
@@ -152,8 +152,8 @@ func (e *Engine) glance(ctx context.Context, d api.ImageDetails) (*fetch.Image, 
 	return fetch.Glance(ctx, e.cfg.Fetch, cloud, d.URL)
 }
 
-// accepts checks the words of a claim, and the policy.
-func (e *Engine) accepts(c claim, d api.ImageDetails) error {
+// accepts checks the words of a claim, and the policies.
+func (e *Engine) accepts(c claim, d api.ImageDetails, into disk.Pool) error {
 	if c.Format == "" || c.Format == "auto" {
 		return invalid("the format of an image is never guessed").WithHint("say what it is: one of %s", joined(diskfmt.ImageFormats()))
 	}
@@ -164,6 +164,9 @@ func (e *Engine) accepts(c claim, d api.ImageDetails) error {
 	case len(e.cfg.Formats) > 0 && !slices.Contains(e.cfg.Formats, f):
 		return strict.Refuse(strict.Format, "this daemon's policy (image_formats) does not accept images in %s", f).
 			WithHint("it accepts %s", joined(e.cfg.Formats))
+	case len(into.ImageFormats) > 0 && !slices.Contains(into.ImageFormats, f):
+		return strict.Refuse(strict.Format, "pool %s does not accept images in %s, only in %s", into.Name, f, joined(into.ImageFormats)).
+			WithHint("import it into another pool, or allow it here: tarn pool set %s --image-formats %s,%s", into.Name, strings.ReplaceAll(joined(into.ImageFormats), ", ", ","), f)
 	case c.Compression != "" && !unpack.Known(c.Compression):
 		return invalid("%q is no compression of images", c.Compression).WithHint("use none or one of %s", joined(unpack.Names()))
 	case c.MaxVirtualSize < 0 || c.MaxVirtualSize > disk.MaxSize:
@@ -264,7 +267,7 @@ func (e *Engine) fetchSums(ctx context.Context, source string) ([]byte, error) {
 func (e *Engine) ImageInspect(ctx context.Context, r api.ImageInspect, src ingest.Source) (v api.Verdict, err error) {
 	name := sourceName(or(r.Source, src.Name), r.ImageDetails)
 	v = api.Verdict{Verdict: "reject", Format: r.Format, Features: []string{}}
-	c, err := e.claim(ctx, r.Format, r.SHA256, r.ImageDetails)
+	c, err := e.claim(ctx, r.Format, r.SHA256, r.ImageDetails, disk.Pool{})
 	if err == nil {
 		v, err = e.inspect(ctx, r.ImageDetails, c, src)
 	}
@@ -317,7 +320,7 @@ func (e *Engine) ImageImport(ctx context.Context, o api.Options, r api.ImageImpo
 	if _, err := e.pool(p); err != nil {
 		return api.Outcome{}, err
 	}
-	c, err := e.claim(ctx, r.Format, r.SHA256, r.ImageDetails)
+	c, err := e.claim(ctx, r.Format, r.SHA256, r.ImageDetails, p)
 	if err != nil {
 		return api.Outcome{}, errs.Wrap(err, "image.import", or(name, r.Name))
 	}

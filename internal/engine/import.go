@@ -218,7 +218,7 @@ func (e *Engine) imageConvert() journal.Handler[*store.Tx] {
 				return errs.Wrap(err, "image.import", c.Op.Subject.Name)
 			}
 			s.done = &done
-			return errors.Join(c.SetOutput(done), signed(c, done.Signer))
+			return errors.Join(c.SetOutput(done), signed(c, a.proof(done)))
 		},
 		commit: e.nameBase,
 		undo: func(ctx context.Context, c *journal.Call) error {
@@ -281,12 +281,34 @@ func (e *Engine) convert(ctx context.Context, c *journal.Call, s *source, a impo
 	return out, dev.Sync()
 }
 
-// signed keeps who signed the image as the operation's result.
-func signed(c *journal.Call, s *signature.Signer) error {
-	if s == nil {
+// proof says what the converted bytes were held against; nil when nothing was
+// asked for.
+func (a claim) proof(r converted) *disk.Proof {
+	var p disk.Proof
+	if a.SHA256 != "" {
+		p.Checksums = append(p.Checksums, "sha256:"+a.SHA256)
+	}
+	if a.SHA512 != "" {
+		p.Checksums = append(p.Checksums, "sha512:"+a.SHA512)
+	}
+	if s := r.Signer; s != nil {
+		p.Signature = &disk.Signature{Over: disk.OverImage, Scheme: s.Scheme, KeyID: s.KeyID, Name: s.Name, Comment: s.Comment, Time: s.Time}
+		if a.Signer != nil {
+			p.Signature.Over = disk.OverChecksums
+		}
+	}
+	if p.Checksums == nil && p.Signature == nil {
 		return nil
 	}
-	return c.SetResult(api.ImageSigned{Scheme: s.Scheme, KeyID: s.KeyID, Name: s.Name, Comment: s.Comment, Time: s.Time})
+	return &p
+}
+
+// signed keeps who signed the image as the operation's result.
+func signed(c *journal.Call, p *disk.Proof) error {
+	if p == nil || p.Signature == nil {
+		return nil
+	}
+	return c.SetResult(api.ImageSigned(*p.Signature))
 }
 
 // openDescriptor opens a staged volume that the worker can write.
@@ -339,7 +361,7 @@ func (e *Engine) nameBase(ctx context.Context, tx *store.Tx, c *journal.Call) er
 	if err := tx.Volumes.Update(ctx, v); err != nil {
 		return err
 	}
-	i.Content, i.SourceSHA256, i.VirtualSize, i.UpdatedAt = r.Content, r.SourceSHA256, r.VirtualSize, e.now()
+	i.Content, i.SourceSHA256, i.VirtualSize, i.Proof, i.UpdatedAt = r.Content, r.SourceSHA256, r.VirtualSize, a.proof(r), e.now()
 	return tx.Images.Update(ctx, i)
 }
 

@@ -7,10 +7,12 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/journal"
@@ -102,6 +104,9 @@ func (e *Engine) orderPool(r api.PoolCreate) (disk.Pool, poolArgs, error) {
 	if err := checkPolicy(p.DiskFormat, t.Capabilities); err != nil {
 		return p, a, err
 	}
+	if p.ImageFormats, err = parseImageFormats(r.ImageFormats); err != nil {
+		return p, a, err
+	}
 	if p.Owner, err = parseOwner(r.Owner); err != nil {
 		return p, a, err
 	}
@@ -141,6 +146,22 @@ func checkPolicy(f disk.FormatPolicy, c disk.Capabilities) error {
 		}
 	}
 	return errs.New(errs.Unsupported, "pool.create", string(f), "pools of this driver hold no disks of format %s", f)
+}
+
+// parseImageFormats reads what may be imported into a pool; none is every
+// format.
+func parseImageFormats(names []string) ([]diskfmt.Format, error) {
+	var formats []diskfmt.Format
+	for _, name := range names {
+		f, err := diskfmt.ParseImageFormat(name)
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "pool.image_formats", name, "%w", err)
+		}
+		if !slices.Contains(formats, f) {
+			formats = append(formats, f)
+		}
+	}
+	return formats, nil
 }
 
 func parseOvercommit(f float64) (int64, error) {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/journal"
@@ -81,8 +82,9 @@ func (e *Engine) domainPools(ctx context.Context, id disk.DomainID) ([]disk.Pool
 func poolChange(s api.PoolSet, caps disk.Capabilities) (func(*disk.Marker), error) {
 	var over int64
 	var reserve disk.Reserve
+	var formats []diskfmt.Format
 	var err error
-	if s.Name == nil && s.DiskFormat == nil && s.Overcommit == nil && s.Reserve == nil {
+	if s.Name == nil && s.DiskFormat == nil && s.ImageFormats == nil && s.Overcommit == nil && s.Reserve == nil {
 		return nil, errs.New(errs.Invalid, "pool.set", "", "nothing to change was given").WithHint("for example --overcommit 1.5")
 	}
 	if s.Name != nil {
@@ -90,6 +92,9 @@ func poolChange(s api.PoolSet, caps disk.Capabilities) (func(*disk.Marker), erro
 	}
 	if s.DiskFormat != nil {
 		err = errors.Join(err, checkPolicy(disk.FormatPolicy(*s.DiskFormat), caps))
+	}
+	if s.ImageFormats != nil && err == nil {
+		formats, err = parseImageFormats(*s.ImageFormats)
 	}
 	if s.Overcommit != nil && err == nil {
 		over, err = parseOvercommit(*s.Overcommit)
@@ -103,6 +108,9 @@ func poolChange(s api.PoolSet, caps disk.Capabilities) (func(*disk.Marker), erro
 		}
 		if s.DiskFormat != nil {
 			m.Pool.DiskFormat = disk.FormatPolicy(*s.DiskFormat)
+		}
+		if s.ImageFormats != nil {
+			m.Pool.ImageFormats = formats
 		}
 		if s.Overcommit != nil {
 			m.Domain.Overcommit = over

@@ -277,17 +277,19 @@ func TestSignatures(t *testing.T) {
 	sums := fmt.Appendf(nil, "%x  disk.raw\n", sha256.Sum256(data))
 	key, sig := minisign(t, data)
 	_, other := minisign(t, data[1:])
+	sum := fmt.Sprintf("sha256:%x", sha256.Sum256(data))
 	sumsKey, sumsSig := minisign(t, sums)
 	for _, row := range []struct {
 		name  string
 		d     api.ImageDetails
 		class string
+		proof string // what the image says afterwards
 	}{
-		{"image", api.ImageDetails{SigningKey: key, Signature: sig}, ""},
-		{"sums", api.ImageDetails{SigningKey: sumsKey, Signature: sumsSig, Checksums: sums, File: "disk.raw"}, ""},
-		{"other bytes", api.ImageDetails{SigningKey: sumsKey, Signature: sumsSig}, "CHECKSUM"},
-		{"other key", api.ImageDetails{SigningKey: key, Signature: other}, "CHECKSUM"},
-		{"sums of somebody else", api.ImageDetails{SigningKey: key, Signature: sig, Checksums: sums, File: "disk.raw"}, "CHECKSUM"},
+		{"image", api.ImageDetails{SigningKey: key, Signature: sig}, "", "[] over the image"},
+		{"sums", api.ImageDetails{SigningKey: sumsKey, Signature: sumsSig, Checksums: sums, File: "disk.raw"}, "", "[" + sum + "] over the checksums"},
+		{"other bytes", api.ImageDetails{SigningKey: sumsKey, Signature: sumsSig}, "CHECKSUM", ""},
+		{"other key", api.ImageDetails{SigningKey: key, Signature: other}, "CHECKSUM", ""},
+		{"sums of somebody else", api.ImageDetails{SigningKey: key, Signature: sig, Checksums: sums, File: "disk.raw"}, "CHECKSUM", ""},
 	} {
 		for _, from := range []string{"descriptor", "stream", "URL"} {
 			t.Run(row.name+"/"+from, func(t *testing.T) {
@@ -304,6 +306,13 @@ func TestSignatures(t *testing.T) {
 					op := b.must(out, err)
 					if !strings.Contains(string(op.Result), `"3837363534333231"`) {
 						t.Errorf("the result %s does not name the key", op.Result)
+					}
+					i := mustImage(t, b, "signed")
+					if i.Signed == nil || i.Signed.Scheme != "minisign" || i.Signed.KeyID != "3837363534333231" || i.Signed.Comment != "timestamp:1 file:disk.raw" {
+						t.Fatalf("the image says %+v of its signature", i.Signed)
+					}
+					if got := fmt.Sprint(i.Verified, " over the ", i.Signed.Over); got != row.proof {
+						t.Errorf("the image says %s, want %s", got, row.proof)
 					}
 					b.must(b.ImageDelete(context.Background(), api.Options{}, "signed"))
 					return
@@ -329,6 +338,79 @@ func TestAPolicyRestrictsFormats(t *testing.T) {
 		t.Errorf("got %+v, want UNSUPPORTED_FORMAT that names the policy", e)
 	}
 	b.empty("main")
+}
+
+// TestAPoolRestrictsFormats sets which formats a pool takes, when it is made and
+// later, and loses the database. Content that another pool took may be copied
+// into it: by then it is tarn's own.
+func TestAPoolRestrictsFormats(t *testing.T) {
+	ctx := context.Background()
+	b := newBench(t)
+	dir := filepath.Join(t.TempDir(), "strict")
+	b.fails(errs.Invalid, api.Outcome{}, second(b.PoolCreate(ctx, api.Options{}, api.PoolCreate{Name: "strict", Driver: "dir", Path: dir, ImageFormats: []string{"qcow2", "qed"}})))
+	b.must(b.PoolCreate(ctx, api.Options{}, api.PoolCreate{Name: "strict", Driver: "dir", Path: dir, ImageFormats: []string{"qcow2", "iso"}}))
+	b.pool("open")
+	refused := func(when string) {
+		t.Helper()
+		if p := mustPool(t, b, "strict"); fmt.Sprint(p.ImageFormats) != "[qcow2 iso]" {
+			t.Errorf("%s the pool accepts %v", when, p.ImageFormats)
+		}
+		out, err := b.ImageImport(ctx, api.Options{}, api.ImageImport{Name: "a", Format: "raw", Pool: "strict"}, ingest.Source{Stream: strings.NewReader("x"), Size: 1})
+		e := b.refused(out, err)
+		if e.Class != "UNSUPPORTED_FORMAT" || e.Message != "pool strict does not accept images in raw, only in qcow2, iso" || !strings.Contains(e.Hint, "pool set strict --image-formats qcow2,iso,raw") {
+			t.Errorf("%s: got %+v, want UNSUPPORTED_FORMAT that names pool and formats", when, e)
+		}
+	}
+	refused("when it was made")
+	b.empty("strict")
+	data := b.image("debian", 1<<20, "open")
+	b.must(b.CacheAdd(ctx, api.Options{}, api.CacheAdd{Image: "debian", Pool: "strict"}))
+	b.instance("web1", api.DiskSpec{Role: "root", Image: "debian", Pool: "strict"})
+	if got := b.read("web1/root"); !bytes.Equal(got, data) {
+		t.Errorf("the disk reads %d bytes that differ from the image", len(got))
+	}
+	b.loseDatabase()
+	b.must(b.PoolImport(ctx, api.Options{}, api.PoolImport{Driver: "dir", Path: dir}))
+	refused("after a lost database")
+	for _, bad := range [][]string{{"auto"}, {"raw", ""}} {
+		b.fails(errs.Invalid, api.Outcome{}, second(b.PoolSet(ctx, api.Options{}, "strict", api.PoolSet{ImageFormats: &bad})))
+	}
+	refused("after settings that cannot be")
+	overcommit := 2.0
+	b.must(b.PoolSet(ctx, api.Options{}, "strict", api.PoolSet{Overcommit: &overcommit}))
+	refused("after another setting")
+	b.must(b.PoolSet(ctx, api.Options{}, "strict", api.PoolSet{ImageFormats: &[]string{}}))
+	b.image("raw", 1<<20, "strict")
+	if p := mustPool(t, b, "strict"); len(p.ImageFormats) != 0 {
+		t.Errorf("the pool accepts %v, want any format", p.ImageFormats)
+	}
+	b.silent("a pool that restricts formats")
+}
+
+// TestWhoSignedComesBack loses the database behind imports whose bytes were
+// verified.
+func TestWhoSignedComesBack(t *testing.T) {
+	ctx := context.Background()
+	data := noise(1 << 20)
+	b, o := remote(t, data)
+	dir := mustPool(t, b, "main").Path
+	key, sig := minisign(t, data)
+	sum512 := sha512.Sum512(data)
+	b.must(b.fetched("signed", api.ImageDetails{URL: o.URL + "/disk.raw", SigningKey: key, Signature: sig, SHA512: hex.EncodeToString(sum512[:])}))
+	b.must(b.fetched("twin", api.ImageDetails{URL: o.URL + "/disk.raw"}))
+	before := [2]api.Image{mustImage(t, b, "signed"), mustImage(t, b, "twin")}
+	if got := fmt.Sprint(before[0].Verified); got != fmt.Sprintf("[sha512:%x]", sum512) || before[0].Signed == nil {
+		t.Errorf("the image says that %s was verified, signed %+v", got, before[0].Signed)
+	}
+	if twin := before[1]; twin.Signed != nil || twin.Verified != nil {
+		t.Errorf("the twin, of which nothing was claimed, says %+v and %v", twin.Signed, twin.Verified)
+	}
+	b.loseDatabase()
+	b.must(b.PoolImport(ctx, api.Options{}, api.PoolImport{Driver: "dir", Path: dir}))
+	after := [2]api.Image{mustImage(t, b, "signed"), mustImage(t, b, "twin")}
+	if x, y := jsonOf(t, before), jsonOf(t, after); x != y {
+		t.Errorf("after a lost database:\n got %s\nwant %s", y, x)
+	}
 }
 
 // fetchImage imports an image from a server.

@@ -166,6 +166,9 @@ func (v *view) image(ctx context.Context, i disk.Image) (api.Image, error) {
 		ID: string(i.ID), Name: i.Name, State: string(i.State), Format: string(i.Format), VirtualSize: i.VirtualSize, MinDisk: i.MinDisk,
 		SourceSHA256: i.SourceSHA256, Content: i.Content, Bases: []api.ImageBase{}, CreatedAt: i.CreatedAt, UpdatedAt: i.UpdatedAt,
 	}
+	if i.Proof != nil {
+		out.Verified, out.Signed = i.Proof.Checksums, (*api.ImageSigned)(i.Proof.Signature)
+	}
 	bases, err := basesOf(ctx, v.tx, i.Content)
 	if err != nil {
 		return out, err
@@ -195,7 +198,10 @@ func (e *Engine) poolView(ctx context.Context, r disk.Pool) (api.Pool, error) {
 	m, merr := e.measure(ctx, r.DomainID)
 	out := api.Pool{
 		ID: string(r.ID), Name: r.Name, Driver: r.Driver, State: string(r.State), Path: r.Path, Owner: ownerName(r.Owner),
-		Identity: r.Identity, DiskFormat: string(r.DiskFormat), CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt,
+		Identity: r.Identity, DiskFormat: string(r.DiskFormat), ImageFormats: make([]string, 0, len(r.ImageFormats)), CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt,
+	}
+	for _, f := range r.ImageFormats {
+		out.ImageFormats = append(out.ImageFormats, string(f))
 	}
 	if _, ok := e.pools.get(r.ID); !ok && r.State == disk.PoolActive {
 		out.State = "unavailable"

@@ -11,7 +11,7 @@ import (
 var examples = map[string]any{
 	"PoolCreate":     api.PoolCreate{Name: "fast", Driver: "dir", Path: "/srv/tarn/fast", Overcommit: 1.5, Reserve: "5%"},
 	"PoolImport":     api.PoolImport{Driver: "dir", Path: "/srv/tarn/fast"},
-	"PoolSet":        api.PoolSet{Name: new("faster")},
+	"PoolSet":        api.PoolSet{Name: new("faster"), ImageFormats: &[]string{"raw", "qcow2"}},
 	"CacheAdd":       api.CacheAdd{Image: "debian12", Pool: "fast"},
 	"CachePrune":     api.CachePrune{OlderThan: "720h"},
 	"Rename":         api.Rename{Name: "debian-12"},

@@ -30,6 +30,7 @@ var (
 			optional("host_id", &r.HostID), text("state", &r.State), text("path", &r.Path),
 			number("owner_uid", &r.Owner.UID), number("owner_gid", &r.Owner.GID),
 			text("identity", &r.Identity), text("domain_id", &r.DomainID), text("disk_format", &r.DiskFormat),
+			document("image_formats", &r.ImageFormats),
 			stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),
 		}
 	}, reference{"volume", "volumes", "pool_id"})
@@ -39,7 +40,7 @@ var (
 			text("id", &r.ID), text("name", &r.Name), text("state", &r.State), text("format", &r.Format),
 			number("virtual_size", &r.VirtualSize), number("min_disk", &r.MinDisk),
 			text("source_sha256", &r.SourceSHA256), text("content", &r.Content), number("generation", &r.Generation),
-			stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),
+			document("proof", &r.Proof), stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),
 		}
 	})
 

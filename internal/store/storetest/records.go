@@ -28,9 +28,9 @@ func testRecords(t *testing.T, place Place) {
 	life(t, s, "domains", func(tx *store.Tx) store.Table[disk.DomainID, disk.Domain] { return tx.Domains },
 		"x", newDomain("x"), func(r *disk.Domain) { r.Overcommit, r.Reserve = 1000, disk.Reserve{} })
 	life(t, s, "pools", func(tx *store.Tx) store.Table[disk.PoolID, disk.Pool] { return tx.Pools },
-		"x", newPool("x"), func(r *disk.Pool) { r.Name, r.HostID, r.State = "renamed", "", disk.PoolInactive })
+		"x", newPool("x"), func(r *disk.Pool) { r.Name, r.HostID, r.State, r.ImageFormats = "renamed", "", disk.PoolInactive, nil })
 	life(t, s, "images", func(tx *store.Tx) store.Table[disk.ImageID, disk.Image] { return tx.Images },
-		"x", newImage("x"), func(r *disk.Image) { r.State = disk.ImageDeleting })
+		"x", newImage("x"), func(r *disk.Image) { r.State, r.Proof = disk.ImageDeleting, nil })
 	life(t, s, "volumes", func(tx *store.Tx) store.Table[disk.VolumeID, disk.Volume] { return tx.Volumes },
 		"x", newVolume("x"), func(r *disk.Volume) { r.Backing, r.State, r.Committed = nil, disk.VolumeCorrupt, 1 })
 	life(t, s, "instances", func(tx *store.Tx) store.Table[disk.InstanceID, disk.Instance] { return tx.Instances },

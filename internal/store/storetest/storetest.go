@@ -132,12 +132,14 @@ func newDomain(id string) disk.Domain {
 func newPool(id string) disk.Pool {
 	return disk.Pool{ID: disk.PoolID(id), Name: "pool " + id, Driver: "dir", HostID: "h", State: disk.PoolActive,
 		Path: "/srv/" + id, Owner: disk.Owner{UID: 64055, GID: -1}, Identity: "dir:" + id, DomainID: "d",
-		DiskFormat: disk.FormatAuto, CreatedAt: epoch, UpdatedAt: epoch}
+		DiskFormat: disk.FormatAuto, ImageFormats: append(disk.Pool{}.ImageFormats, "raw", "iso"), CreatedAt: epoch, UpdatedAt: epoch}
 }
 
 func newImage(id string) disk.Image {
 	return disk.Image{ID: disk.ImageID(id), Name: "image " + id, State: disk.ImageReady, Format: "qcow2",
-		VirtualSize: 2 << 30, MinDisk: 1 << 30, SourceSHA256: "abc", Content: "b3-4m:" + id, Generation: 4, CreatedAt: epoch, UpdatedAt: epoch}
+		VirtualSize: 2 << 30, MinDisk: 1 << 30, SourceSHA256: "abc", Content: "b3-4m:" + id, Generation: 4,
+		Proof:     &disk.Proof{Checksums: []string{"sha512:abc"}, Signature: &disk.Signature{Over: disk.OverChecksums, Scheme: "openpgp", KeyID: "1", Name: "n", Time: epoch}},
+		CreatedAt: epoch, UpdatedAt: epoch}
 }
 
 func newVolume(id string) disk.Volume {
