@@ -41,24 +41,6 @@ func BenchmarkRead(b *testing.B) {
 	}
 }
 
-func BenchmarkStream(b *testing.B) {
-	img := export(b, source{content(64 << 20)}, vmdk.Options{Threads: 2})
-	p, buf := make([]byte, grain), make([]byte, 2*grain)
-	b.SetBytes(int64(len(img)))
-	for b.Loop() {
-		s, _, err := inspect.OpenStream(bytes.NewReader(img), strict.Limits{})
-		for err == nil {
-			var g inspect.Grain
-			if g, err = s.Next(b.Context(), buf); err == nil {
-				err = s.Unpack(p[:g.Length], g)
-			}
-		}
-		if err != io.EOF {
-			b.Fatal(err)
-		}
-	}
-}
-
 func BenchmarkWrite(b *testing.B) {
 	src := source{content(64 << 20)}
 	for _, n := range []int{1, 2} {

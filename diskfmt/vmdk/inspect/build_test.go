@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"testing"
 
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -167,31 +166,6 @@ func both(off int, v uint32) change {
 
 func open(t testing.TB, b []byte) (*inspect.Source, strict.Report, error) {
 	return inspect.Open(t.Context(), bytes.NewReader(b), int64(len(b)), strict.Limits{})
-}
-
-// drain reads a whole stream and returns the guest's disk.
-func drain(t testing.TB, r io.Reader) ([]byte, error) {
-	s, rep, err := inspect.OpenStream(r, strict.Limits{})
-	if err != nil {
-		return nil, err
-	}
-	disk := make([]byte, min(rep.VirtualSize, 256<<10))
-	for {
-		g, err := s.Next(t.Context(), nil)
-		if err == io.EOF {
-			return disk, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		p := make([]byte, g.Length)
-		if err := s.Unpack(p, g); err != nil {
-			return nil, err
-		}
-		if g.Offset < int64(len(disk)) {
-			copy(disk[g.Offset:], p)
-		}
-	}
 }
 
 func classed(err error) bool {
