@@ -24,4 +24,4 @@ bench:
 
 clean:
 	rm -rf bin dist
-	rm -f "$${XDG_CACHE_HOME:-/var/cache}"/tarn/guest-*
+	rm -f "$${XDG_CACHE_HOME:-/var/cache}"/tarn/guest-* "$${XDG_CACHE_HOME:-/var/cache}"/tarn/bench-*

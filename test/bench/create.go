@@ -170,5 +170,5 @@ func scattered(path string, n int64) error {
 			return err
 		}
 	}
-	return f.Truncate(max((piece+hole)*n, chunk))
+	return f.Truncate(max((piece+hole)*n, mib))
 }

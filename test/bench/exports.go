@@ -27,7 +27,7 @@ var targets = []exported{
 // exports measures the export of the test image, durable, against a conversion
 // of the raw file, which is not.
 func (b *bench) exports(ctx context.Context) error {
-	raw, err := b.image()
+	raw, err := b.image(ctx)
 	if err != nil {
 		return err
 	}
@@ -71,6 +71,6 @@ func (b *bench) exportAs(ctx context.Context, d *daemon, raw string, x exported)
 		return err
 	}
 	fmt.Printf("    %-38s %10.1f MiB  %10.1f MiB   ratio %.3f\n", "space taken, tarn's and the peer's",
-		float64(sizes[0])/chunk, float64(sizes[1])/chunk, float64(sizes[0])/float64(sizes[1]))
+		float64(sizes[0])/mib, float64(sizes[1])/mib, float64(sizes[0])/float64(sizes[1]))
 	return nil
 }

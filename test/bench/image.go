@@ -1,53 +1,30 @@
 package main
 
 import (
-	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
+	"strings"
 )
 
-// chunk is the grain of the test image.
-const chunk = 1 << 20
+const mib = 1 << 20
 
-// image makes a raw file of size bytes as a system's disk is: a third of each
-// kind of megabyte, holes, text and bytes that do not compress. The seed is
-// fixed, so that two runs measure the same bytes.
-func image(path string, size int64) (err error) {
-	f, err := os.Create(path)
+// image returns the image that is imported and exported, raw: a Debian on ext4,
+// which is made once on a machine.
+func (b *bench) image(ctx context.Context) (string, error) {
+	var args []string
+	if b.full {
+		args = append(args, "--full")
+	}
+	cmd := exec.CommandContext(ctx, "test/bench/debian", args...)
+	cmd.Dir, cmd.Stderr = b.repo, os.Stderr
+	path, err := cmd.Output()
 	if err != nil {
-		return err
+		return "", fmt.Errorf("making the image: %w", err)
 	}
-	defer f.Close()
-	if err := f.Truncate(size); err != nil {
-		return err
-	}
-	noise := rand.NewChaCha8([32]byte{1})
-	data := make([]byte, chunk)
-	for i := range size / chunk {
-		switch i % 3 {
-		case 0:
-			continue
-		case 1:
-			line := fmt.Appendf(nil, "%08x: the quick brown fox jumps over the lazy dog\n", i)
-			copy(data, bytes.Repeat(line, chunk/len(line)+1))
-		case 2:
-			_, _ = noise.Read(data) // never fails
-		}
-		if _, err := f.WriteAt(data, i*chunk); err != nil {
-			return err
-		}
-	}
-	return f.Sync()
-}
-
-// image returns the test image as a raw file; it is made once.
-func (b *bench) image() (string, error) {
-	path := b.path("image.raw")
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	return path, image(path, b.size)
+	return strings.TrimSpace(string(path)), nil
 }
 
 // small returns a small image: making a disk must not cost more for a large one.
@@ -56,5 +33,7 @@ func (b *bench) small() (string, error) {
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	return path, image(path, 8*chunk)
+	data := make([]byte, 8*mib)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(data[:len(data)/2]) // never fails
+	return path, os.WriteFile(path, data, 0o644)
 }

@@ -4,7 +4,7 @@
 // directory and removes everything again. It refuses to be a gate: a figure says
 // as much about the machine as about the program, and only a ratio travels.
 //
-//	go run ./test/bench [-full] [-size MiB] [-dir DIR] [-only PART,...]
+//	go run ./test/bench [-full] [-dir DIR] [-only PART,...]
 //
 // docs/benchmarks.md says what the rows mean.
 package main
@@ -26,7 +26,7 @@ import (
 type bench struct {
 	dir     string // of everything this run makes
 	repo    string
-	size    int64 // of the test image, in bytes
+	full    bool // the large image
 	rounds  int
 	volumes int
 	names   atomic.Int64 // that were given
@@ -58,17 +58,12 @@ func main() {
 
 func run(ctx context.Context) error {
 	var b bench
-	full := flag.Bool("full", false, "use a test image of 2.5 GiB")
-	mib := flag.Int64("size", 600, "`MiB` of the test image")
+	flag.BoolVar(&b.full, "full", false, "import and export an image of 2.5 GiB, not 600 MiB")
 	dir := flag.String("dir", os.TempDir(), "`DIR` to work in; its file system is what is measured")
 	only := flag.String("only", "", "measure only these `PARTS`, separated by commas: "+strings.Join(partNames(), ", "))
 	flag.IntVar(&b.rounds, "rounds", 5, "rounds of each pair")
 	flag.IntVar(&b.volumes, "volumes", 10_000, "volumes to list and to restart with")
 	flag.Parse()
-	if *full {
-		*mib = 2560
-	}
-	b.size = *mib << 20
 	var err error
 	if b.repo, err = os.Getwd(); err != nil {
 		return err

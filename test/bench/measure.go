@@ -28,11 +28,11 @@ type work struct {
 // sample is what one thing took.
 type sample struct{ wall, cpu time.Duration }
 
-// compare runs both sides in turn, once to warm up and then for the rounds, and
+// compare runs all sides in turn, once to warm up and then for the rounds, and
 // prints the medians and their ratios.
-func (b *bench) compare(ctx context.Context, title string, ours, peer work) error {
-	sides := []work{ours, peer}
-	samples := make([][]sample, 2)
+func (b *bench) compare(ctx context.Context, title string, ours work, peers ...work) error {
+	sides := append([]work{ours}, peers...)
+	samples := make([][]sample, len(sides))
 	for round := range b.rounds + 1 {
 		for i, w := range sides {
 			s, err := w.measure(ctx)
@@ -45,10 +45,13 @@ func (b *bench) compare(ctx context.Context, title string, ours, peer work) erro
 		}
 	}
 	fmt.Printf("  %s\n", title)
-	x, y := middle(samples[0]), middle(samples[1])
+	x := middle(samples[0])
 	printSample(ours, x)
-	printSample(peer, y)
-	fmt.Printf("    %-38s %10.3f      %10.3f\n", "ratio", float64(x.wall)/float64(y.wall), float64(x.cpu)/float64(y.cpu))
+	for i, peer := range peers {
+		y := middle(samples[i+1])
+		printSample(peer, y)
+		fmt.Printf("    %-38s %10.3f      %10.3f\n", "ratio", float64(x.wall)/float64(y.wall), float64(x.cpu)/float64(y.cpu))
+	}
 	return nil
 }
 
