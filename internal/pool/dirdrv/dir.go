@@ -186,35 +186,17 @@ func (d *dir) publish(name string, to *dir, newName string) error {
 	})
 }
 
-// write makes or replaces name with data, which is on its way to the device.
-func (d *dir) write(name string, data []byte) (*os.File, error) {
-	f, err := d.createAnew(name) // a new inode: never a second fsync of a failed one
-	if err != nil {
-		return nil, err
-	}
-	if err := faults.Do(faults.Write, "write "+name, func() error { _, err := f.Write(data); return err }); err != nil {
-		f.Close()
-		_ = d.remove(name)
-		return nil, err
-	}
-	writeOut(f)
-	return f, nil
-}
-
-// writeOut lets the device begin to store what f has, so that a sync soon
-// afterwards waits less. It promises nothing.
-func writeOut(f *os.File) {
-	_ = unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
-}
-
 // writeFile makes or replaces name with data, synced, but not its entry.
 func (d *dir) writeFile(name string, data []byte) error {
-	f, err := d.write(name, data)
+	f, err := d.createAnew(name) // a new inode: never a second fsync of a failed one
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	err = faults.Do(faults.Sync, "sync "+name, f.Sync)
+	err = faults.Do(faults.Write, "write "+name, func() error { _, err := f.Write(data); return err })
+	if err == nil {
+		err = faults.Do(faults.Sync, "sync "+name, f.Sync)
+	}
 	if err != nil {
 		_ = d.remove(name)
 	}

@@ -136,16 +136,10 @@ func (p *pool) Publish(ctx context.Context, id disk.VolumeID, name string, immut
 		return driver.Object{}, failed(op, name, err)
 	}
 	defer f.Close()
-	if immutable {
-		err = p.freeze(f)
+	if err := p.settle(f, id, immutable); err != nil {
+		return driver.Object{}, failed(op, name, err)
 	}
-	if err == nil {
-		err = p.settle(f, id, sidecar)
-	}
-	if err == nil {
-		err = p.name(op, id, name)
-	}
-	if err != nil {
+	if err := p.name(op, id, name, sidecar); err != nil {
 		return driver.Object{}, failed(op, name, err)
 	}
 	if err := p.root.sync(); err != nil {
@@ -174,29 +168,21 @@ func (p *pool) published(op string, id disk.VolumeID, name string) (driver.Objec
 	return o, failed(op, name, err)
 }
 
-// settle stages the sidecar beside the volume and makes the bytes of both
-// durable; the device works on each while the next thing is done. A volume whose
-// sync failed is removed: nobody can know what is in it, and a repeated sync would
-// succeed over the loss.
-func (p *pool) settle(f *os.File, id disk.VolumeID, sidecar []byte) error {
-	writeOut(f)
-	staged := string(id) + sidecarSuffix
-	side, err := p.tmp.write(staged, sidecar)
-	if err != nil {
-		return err
+// settle gives the volume its last mode and makes its bytes durable. A volume
+// whose sync failed is removed: nobody can know what is in it, and a repeated
+// sync would succeed over the loss.
+func (p *pool) settle(f *os.File, id disk.VolumeID, immutable bool) error {
+	if immutable {
+		if err := p.freeze(f); err != nil {
+			return err
+		}
 	}
-	defer side.Close()
-	err = faults.Do(faults.Sync, "sync "+string(id), f.Sync)
+	err := faults.Do(faults.Sync, "sync "+string(id), f.Sync)
 	if err != nil {
 		_ = p.tmp.remove(string(id))
-		err = errs.New(blkio.KindOf(err), "volume.sync", string(id), "syncing failed and the volume is lost: %w", err)
-	} else {
-		err = faults.Do(faults.Sync, "sync "+staged, side.Sync)
+		return errs.New(blkio.KindOf(err), "volume.sync", string(id), "syncing failed and the volume is lost: %w", err)
 	}
-	if err != nil {
-		_ = p.tmp.remove(staged)
-	}
-	return err
+	return nil
 }
 
 // freeze makes f a base: QEMU's group can read it, nobody can write it.
@@ -207,10 +193,13 @@ func (p *pool) freeze(f *os.File) error {
 	return faults.Do(faults.Ioctl, "chmod "+filepath.Base(f.Name()), func() error { return f.Chmod(0o440) })
 }
 
-// name gives the staged sidecar its name, then the volume, so that at no moment
-// a volume is without a sidecar.
-func (p *pool) name(op string, id disk.VolumeID, name string) error {
+// name stores the sidecar, then gives the volume its name, so that at no
+// moment a volume is without a sidecar.
+func (p *pool) name(op string, id disk.VolumeID, name string, sidecar []byte) error {
 	staged := string(id) + sidecarSuffix
+	if err := p.tmp.writeFile(staged, sidecar); err != nil {
+		return err
+	}
 	p.naming.Lock()
 	defer p.naming.Unlock()
 	err := p.free(op, name)
