@@ -1,7 +1,6 @@
 package ingest
 
 import (
-	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -15,9 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// traced is a process under ptrace since its first instruction: one that cannot
-// be dumped may no longer be attached to. All calls come from one thread.
-type traced struct{ pid int }
+// traced is a worker under ptrace since its first instruction: a process that
+// cannot be dumped may no longer be attached to, nor may its memory be written.
+// What it is told to use it reads from its source. All calls come from one
+// thread.
+type traced struct {
+	pid    int
+	source *os.File
+}
 
 // start starts cmd and lets it run.
 func (p *traced) start(cmd *exec.Cmd) error {
@@ -59,12 +63,7 @@ func (p *traced) halted() error {
 			continue
 		}
 		var regs syscall.PtraceRegs
-		at := make([]byte, 2)
-		err = syscall.PtraceGetRegs(p.pid, &regs)
-		if err == nil {
-			_, err = syscall.PtracePeekText(p.pid, uintptr(regs.Rip-2), at)
-		}
-		if err != nil || bytes.Equal(at, []byte{0x0f, 0x05}) {
+		if err := syscall.PtraceGetRegs(p.pid, &regs); err != nil || int64(regs.Orig_rax) >= 0 {
 			return err
 		}
 		if err := errors.Join(syscall.PtraceCont(p.pid, 0), p.pause()); err != nil {
@@ -81,19 +80,23 @@ func (p *traced) call(number uint64, args ...any) (uint64, error) {
 		return 0, err
 	}
 	was := regs
+	room := int(regs.Rsp - 512) // behind what the thread may have there
 	to := []*uint64{&regs.Rdi, &regs.Rsi, &regs.Rdx, &regs.R10, &regs.R8, &regs.R9}
 	for i, a := range args {
 		switch a := a.(type) {
 		case int:
 			*to[i] = uint64(a)
 		case []byte:
-			*to[i] = regs.Rsp - 512 // behind what the thread may have there
-			if _, err := syscall.PtracePokeData(p.pid, uintptr(*to[i]), a); err != nil {
+			*to[i] = uint64(room)
+			if _, err := p.source.WriteAt(a, 0); err != nil {
 				return 0, err
+			}
+			if n, err := p.call(unix.SYS_PREAD64, sourceFD, room, len(a), 0); err != nil || n != uint64(len(a)) {
+				return 0, fmt.Errorf("it read %d bytes of %d: %v", n, len(a), err)
 			}
 		}
 	}
-	regs.Rip, regs.Rax, regs.Orig_rax = regs.Rip-2, number, ^uint64(0)
+	regs.Rip, regs.Rax, regs.Orig_rax = regs.Rip-2, number, ^uint64(0) // the instruction again
 	if err := syscall.PtraceSetRegs(p.pid, &regs); err != nil {
 		return 0, err
 	}
@@ -126,9 +129,9 @@ func TestShippedWorkerIsTold(t *testing.T) {
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
 	defer ours.Close()
+	p := traced{source: writeFile(t, mixed(1, mib))}
 	cmd := exec.Command(shippedBinary(t), "worker")
-	cmd.ExtraFiles = []*os.File{writeFile(t, mixed(1, mib)), theirs}
-	var p traced
+	cmd.ExtraFiles = []*os.File{p.source, theirs}
 	if err := p.start(cmd); err != nil {
 		t.Fatal(err)
 	}
