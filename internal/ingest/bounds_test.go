@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"hash/crc32"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -18,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/errs"
 )
@@ -225,6 +227,53 @@ func vhdOf(t *testing.T, b []byte, size uint64) []byte {
 		binary.BigEndian.PutUint32(footer[64:], ^sum)
 	}
 	return file
+}
+
+// TestLargerThanAllowed: 64 TiB is the most where nobody says otherwise, and
+// what a caller allows is no more than that.
+func TestLargerThanAllowed(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", file, "65T")
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	_, err = Open(t.Context(), Config{}, Source{File: f}, Claim{Format: "qcow2"})
+	refusal{errs.Unsafe, strict.Quota, "70368744177664"}.check(t, "65 TiB", err)
+}
+
+// TestWalksAreLinear: a verdict reads no more than the file and its two ends,
+// whatever the format.
+func TestWalksAreLinear(t *testing.T) {
+	for name, s := range samples(t) {
+		im := &intake{judge: judge{Format: s.format, Size: int64(len(s.file)), MaxVirtual: DefaultMaxVirtualSize}}
+		f := &counted{part: part{io.NewSectionReader(bytes.NewReader(s.file), 0, int64(len(s.file)))}}
+		if s.description != nil {
+			if err := im.describe(s.description); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, _, err := im.openFile(t.Context(), diskfmt.Format(s.format), f, im.Size); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if most := im.Size + 128*kib; f.n == 0 || f.n > most {
+			t.Errorf("%s: %d bytes of %d were read, want some and at most %d", name, f.n, im.Size, most)
+		}
+		t.Logf("%s: %d KiB of %d were read", name, f.n/kib, im.Size/kib)
+	}
+}
+
+// counted is a file that counts the bytes read of it.
+type counted struct {
+	part
+	n int64
+}
+
+func (c *counted) ReadAt(p []byte, off int64) (int, error) {
+	n, err := c.part.ReadAt(p, off)
+	c.n += int64(n)
+	return n, err
 }
 
 // TestLargestDisks has a verdict on disks of 64 TiB, sound ones, as quickly.

@@ -117,6 +117,30 @@ func TestStalledSource(t *testing.T) {
 	}
 }
 
+// TestStoppedWorker has the worker itself stand still in the middle of its work.
+func TestStoppedWorker(t *testing.T) {
+	if d := (Config{}).withDefaults(); d.Idle != time.Minute || d.Total != 24*time.Hour {
+		t.Errorf("a worker may stand still for %v and take %v, want a minute and a day", d.Idle, d.Total)
+	}
+	disk := mixed(24, 16*mib)
+	var s *Session
+	opened := make(chan struct{})
+	src := &tripwire{r: bytes.NewReader(disk), n: 8 * mib, act: func() {
+		<-opened
+		if err := syscall.Kill(s.proc.Pid(), syscall.SIGSTOP); err != nil {
+			t.Error(err)
+		}
+	}}
+	s, err := Open(t.Context(), Config{Idle: 300 * time.Millisecond}, Source{Stream: src, Size: int64(len(disk))}, Claim{Format: "raw"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	close(opened)
+	_, err = s.Convert(t.Context(), output(t, s.Header().VirtualSize), nil, nil)
+	refusal{errs.Unavailable, "", "no progress for 300ms"}.check(t, "stopped worker", err)
+}
+
 func TestTotalDeadline(t *testing.T) {
 	endless := io.MultiReader(bytes.NewReader(make([]byte, mib)), zeroReader{})
 	s, err := Open(t.Context(), Config{Total: 300 * time.Millisecond}, Source{Stream: endless, Size: -1}, Claim{Format: "raw"})
