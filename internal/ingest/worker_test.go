@@ -157,7 +157,13 @@ type zeroReader struct{}
 func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestFileThatChangesMeanwhile(t *testing.T) {
-	for variant, image := range samples(t) {
+	all := samples(t)
+	noise := make([]byte, 3*mib)
+	rand.NewChaCha8([32]byte{28}).Read(noise)
+	packed := all["raw"]
+	packed.compression, packed.file = "gzip", packedBy(t, "gzip", noise)
+	all["raw, compressed"] = packed
+	for variant, image := range all {
 		format, b := image.format, image.file
 		if image.description != nil || len(b) < 2*mib {
 			continue
@@ -171,14 +177,14 @@ func TestFileThatChangesMeanwhile(t *testing.T) {
 			},
 		} {
 			f := writeFile(t, b)
-			s, err := Open(t.Context(), Config{}, Source{File: f}, Claim{Format: format})
+			s, err := Open(t.Context(), Config{}, Source{File: f}, Claim{Format: format, Compression: image.compression})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if err := change(f); err != nil {
 				t.Fatal(err)
 			}
-			_, err = s.Convert(t.Context(), output(t, s.Header().VirtualSize), nil, nil)
+			_, err = s.Convert(t.Context(), output(t, max(0, s.Header().VirtualSize)), nil, nil)
 			var e *errs.Error
 			if !errors.As(err, &e) || e.Kind != errs.Conflict {
 				t.Errorf("%s %s: got %v, want a conflict", variant, name, err)
