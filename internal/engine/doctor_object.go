@@ -54,14 +54,22 @@ func (c *checkup) lookObject(ctx context.Context, a around, p *pool.Pool, first 
 	return fs, err
 }
 
-// lookOut finds a lost volume whose bytes are there again.
+// lookOut finds a lost volume whose bytes are there again, and one out of use
+// whose bytes somebody has taken away: it is lost.
 func (c *checkup) lookOut(a around, described error) []finding {
-	if a.volume.State != disk.VolumeLost || described != nil {
+	switch lost := a.volume.State == disk.VolumeLost; {
+	case !lost && errors.Is(described, errs.NotFound):
+		return []finding{c.gone(a)}
+	case !lost || described != nil:
 		return nil
 	}
 	return []finding{found("I1", a.name(), "%s is recorded as lost, and its bytes are in pool %s again", a.name(), a.pool.Name).
 		repair("takes it into use again", func(ctx context.Context) (string, error) {
-			return "took it into use again", c.e.mark(ctx, a.volume, disk.VolumeReady)
+			err := c.e.mark(ctx, a.volume, disk.VolumeReady)
+			if err == nil {
+				err = c.e.renewSidecar(ctx, a.volume.ID) // it was not written while the volume was lost
+			}
+			return "took it into use again", err
 		})}
 }
 

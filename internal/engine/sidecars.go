@@ -62,7 +62,8 @@ func touchVolumes(ctx context.Context, tx *store.Tx, vols []disk.Volume) error {
 
 // sidecarsWrite brings self-descriptions up to the records: step
 // sidecars.write/v1. The records were changed by the operation's intent; they
-// win, so that the step only goes forward.
+// win, so that the step only goes forward. What one volume's storage refuses
+// does not keep the others from being described.
 func (e *Engine) sidecarsWrite() journal.Handler[*store.Tx] {
 	return simple{final: true, act: func(ctx context.Context, c *journal.Call) error {
 		var a sidecarArgs
@@ -74,20 +75,24 @@ func (e *Engine) sidecarsWrite() journal.Handler[*store.Tx] {
 				return err
 			}
 		}
+		var failed error
 		for i, id := range a.Volumes {
-			if err := e.writeSidecar(ctx, id); err != nil {
+			failed = errors.Join(failed, e.writeSidecar(ctx, id))
+			if err := ctx.Err(); err != nil {
 				return err
 			}
 			c.Progress(int64(i+1), int64(len(a.Volumes)), "steps")
 		}
-		return e.follow(ctx, a)
+		return errors.Join(failed, e.follow(ctx, a))
 	}}
 }
 
 // writeSidecar writes what the records say of volume id beside it. Two writers
 // take turns, so that the one that read the older records does not come last. A
 // volume that is being deleted gets none: its bytes may be gone by now, and what
-// is written behind its deletion stays.
+// is written behind its deletion stays. Nor does one that is recorded as lost,
+// which has no bytes to lie beside, or as quarantined, whose name another file
+// may have.
 func (e *Engine) writeSidecar(ctx context.Context, id disk.VolumeID) error {
 	e.describing.Lock(id)
 	defer e.describing.Unlock(id)
@@ -95,8 +100,12 @@ func (e *Engine) writeSidecar(ctx context.Context, id disk.VolumeID) error {
 	if errs.KindOf(err) == errs.NotFound && err != nil {
 		return nil // deleted meanwhile
 	}
-	if err != nil || s.Volume.State == disk.VolumeDeleting {
+	if err != nil {
 		return err
+	}
+	switch s.Volume.State {
+	case disk.VolumeDeleting, disk.VolumeLost, disk.VolumeQuarantined:
+		return nil
 	}
 	p, err := e.poolOf(ctx, s.Volume.PoolID)
 	if err != nil {
