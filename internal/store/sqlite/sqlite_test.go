@@ -79,6 +79,46 @@ func TestFilesArePrivate(t *testing.T) {
 	}
 }
 
+// An older schema is brought up to this build's, with the rows that it has.
+func TestOlderSchemaIsMigrated(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, sqlite.Options{Dir: dir})
+	image := disk.Image{ID: "i", Name: "debian", State: disk.ImageReady, Format: "raw", VirtualSize: 4096}
+	newest := s.SchemaVersion()
+	err := s.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error { return tx.Images.Insert(ctx, image) })
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", filepath.Join(dir, sqlite.File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, undo := range []string{"pools DROP COLUMN image_formats", "images DROP COLUMN proof", "images DROP COLUMN generation", "instances DROP COLUMN generation"} {
+		if _, err := db.Exec("ALTER TABLE " + undo); err != nil {
+			t.Fatalf("%s: %v", undo, err)
+		}
+	}
+	if _, err := db.Exec("UPDATE schema_version SET version = 1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		s := open(t, sqlite.Options{Dir: dir})
+		err := s.View(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+			got, err := tx.Images.Get(ctx, "i")
+			if err == nil && (got.Name != image.Name || got.VirtualSize != image.VirtualSize || got.Generation != 0 || got.Proof != nil) {
+				t.Errorf("the image is %+v, want %+v", got, image)
+			}
+			return err
+		})
+		if err := errors.Join(err, s.Close()); err != nil || s.SchemaVersion() != newest {
+			t.Errorf("the schema has version %d, %v, want %d", s.SchemaVersion(), err, newest)
+		}
+	}
+}
+
 // A newer schema is refused with every byte as it was, whether its version lies
 // in the database or still in the log of a daemon that was killed.
 func TestNewerSchemaIsRefused(t *testing.T) {
