@@ -90,11 +90,9 @@ func (e *Engine) whyClosed(ctx context.Context, r disk.Pool) string {
 	if err != nil {
 		return err.Error()
 	}
-	p, err := pool.Open(ctx, t, r)
-	if err != nil {
+	if err := e.pools.try(ctx, t, r); err != nil {
 		return err.Error()
 	}
-	p.Close()
 	return "its storage was not there when tarnd started"
 }
 

@@ -327,7 +327,7 @@ func (e *Engine) preparePool(ctx context.Context, a poolArgs) (prepared, error) 
 	if err := t.Prepare(ctx, pool.Config(m.Pool), data); err != nil {
 		return prepared{}, err
 	}
-	p, err := pool.Open(ctx, t, m.Pool)
+	p, err := e.pools.reopen(ctx, t, m.Pool)
 	if err != nil {
 		return prepared{}, err
 	}
@@ -341,9 +341,6 @@ func (e *Engine) preparePool(ctx context.Context, a poolArgs) (prepared, error) 
 	}
 	if err != nil {
 		return prepared{}, errors.Join(err, p.Close())
-	}
-	if err := e.pools.drop(a.Pool); err != nil {
-		return prepared{}, err
 	}
 	e.pools.put(a.Pool, p)
 	return prepared{Identity: u.Identity}, nil

@@ -122,7 +122,7 @@ func (e *Engine) readPool(ctx context.Context, a rebuildArgs, c *journal.Call) (
 	}
 	m := &out.Marker
 	m.Pool.Path, m.Pool.State, m.Pool.HostID = a.Path, disk.PoolActive, e.cfg.Host.ID
-	p, err := pool.Open(ctx, t, m.Pool)
+	p, err := e.pools.reopen(ctx, t, m.Pool)
 	if err != nil {
 		return out, err
 	}
@@ -151,9 +151,6 @@ func (e *Engine) readPool(ctx context.Context, a rebuildArgs, c *journal.Call) (
 		s.Volume.PoolID = m.Pool.ID
 		out.Sidecars = append(out.Sidecars, s)
 		c.Progress(int64(len(out.Sidecars)), 0, "volumes")
-	}
-	if err := e.pools.drop(m.Pool.ID); err != nil {
-		return out, err
 	}
 	e.pools.put(m.Pool.ID, p)
 	return out, nil

@@ -15,6 +15,34 @@ import (
 type started struct {
 	mu   sync.RWMutex
 	open map[disk.PoolID]*pool.Pool
+
+	opening sync.Mutex // held while storage is opened: a look at it must not keep a start away
+}
+
+// reopen opens the pool of r, in place of what is open under its id: storage is
+// served once, and the steps that open pools may be repeated. The pool is not
+// among those that get returns until it is put there.
+func (s *started) reopen(ctx context.Context, t driver.Type, r disk.Pool) (*pool.Pool, error) {
+	s.opening.Lock()
+	defer s.opening.Unlock()
+	if err := s.drop(r.ID); err != nil {
+		return nil, err
+	}
+	return pool.Open(ctx, t, r)
+}
+
+// try opens the pool of r if it is not open, and closes it again.
+func (s *started) try(ctx context.Context, t driver.Type, r disk.Pool) error {
+	s.opening.Lock()
+	defer s.opening.Unlock()
+	if _, ok := s.get(r.ID); ok {
+		return nil
+	}
+	p, err := pool.Open(ctx, t, r)
+	if err != nil {
+		return err
+	}
+	return p.Close()
 }
 
 func (s *started) get(id disk.PoolID) (*pool.Pool, bool) {
@@ -97,7 +125,7 @@ func (e *Engine) openPool(ctx context.Context, r disk.Pool) error {
 	if err != nil {
 		return err
 	}
-	p, err := pool.Open(ctx, t, r)
+	p, err := e.pools.reopen(ctx, t, r)
 	if err != nil {
 		return err
 	}

@@ -111,6 +111,9 @@ func openPool(c driver.Config) (*pool, error) {
 		err = p.openTmp()
 	}
 	if err == nil {
+		err = claim(op, p.tmp)
+	}
+	if err == nil {
 		p.ident, err = identify(root)
 	}
 	if err != nil {

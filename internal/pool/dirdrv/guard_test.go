@@ -145,6 +145,9 @@ func TestTrustIsCheckedAgain(t *testing.T) {
 	if err := d.(driver.Leftovers).SetAside(t.Context(), driver.Ref{ID: "x", Name: "disk"}); !errors.Is(err, errs.Unsafe) {
 		t.Errorf("SetAside into a quarantine that everybody can write = %v, want unsafe", err)
 	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if os.Geteuid() != 0 {
 		return
 	}
@@ -222,7 +225,7 @@ func TestRemoveKeepsForeignStaging(t *testing.T) {
 			t.Fatal(err)
 		}
 		foreign := filepath.Join(c.Path, ".tarn-tmp", name)
-		if err := put(foreign); err != nil {
+		if err := errors.Join(d.Close(), put(foreign)); err != nil {
 			t.Fatal(err)
 		}
 		before := residue(t, c)

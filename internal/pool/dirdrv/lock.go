@@ -113,6 +113,24 @@ func (p *pool) Probe(ctx context.Context, r driver.Ref) error {
 	return failed(op, subject(r), test(f, writers, lockEnd-writers))
 }
 
+// claim makes this opening of a pool's .tarn-tmp the only one, for as long as it
+// is open: two that serve one pool would take each other's volumes for their
+// own. The kernel drops the lock with the process. Only root and the daemon can
+// open that directory, so that nobody else can keep a pool from being served.
+func claim(op string, tmp *dir) error {
+	err := tmp.use(func(fd int) error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return err
+	}
+	who := holder(tmp.f)
+	if who == "" {
+		who = "another tarnd"
+	}
+	path := filepath.Dir(tmp.f.Name())
+	return errs.New(errs.Busy, op, path, "%s serves the pool at %s", who, path).
+		WithHint("one tarnd serves a pool: stop that one, or have it give the pool up with \"tarn pool stop\"")
+}
+
 func busy(f *os.File) error {
 	who := holder(f)
 	if who == "" {
@@ -122,8 +140,8 @@ func busy(f *os.File) error {
 		WithHint("stop the guest or the program that uses it")
 }
 
-// holder names a process, other than this one, that has f's file open for
-// writing, or "" where none can be seen. OFD locks have no owner to ask for.
+// holder names a process, other than this one, that has f's file open, or ""
+// where none can be seen. OFD locks have no owner to ask for.
 func holder(f *os.File) string {
 	info, err := f.Stat()
 	if err != nil {

@@ -292,6 +292,9 @@ func removeTmp(ctx context.Context, op string, d *dir) error {
 		return err
 	}
 	defer tmp.close()
+	if err := claim(op, tmp); err != nil {
+		return err
+	}
 	var names []string
 	if err := tmp.each(ctx, func(name string) bool { names = append(names, name); return true }); err != nil {
 		return err

@@ -257,11 +257,15 @@ type Type struct {
 	// Marker reads the marker of the storage at c: errs.NotFound without one.
 	Marker func(ctx context.Context, c Config) ([]byte, error)
 	// Open starts the pool at c: errs.Unavailable without a marker, errs.Conflict
-	// with another pool's. Repeating it has no effect on the world. What it says of cloning here may be less than
-	// Capabilities declare (a directory on ext4 has no reflink).
+	// with another pool's. A pool is served once: until Close, or the end of the
+	// process however it comes, every other Open of its storage, in this process
+	// or another, is errs.Busy, naming the other where it can be seen. On storage
+	// that several hosts reach the lock is one that all of them see. Opening again
+	// after Close has no effect on the world. What Open says of cloning here may
+	// be less than Capabilities declare (a directory on ext4 has no reflink).
 	Open func(ctx context.Context, c Config) (Driver, Capabilities, error)
 	// Remove takes the marker and everything else that Prepare and the driver
-	// made away from a pool without volumes (errs.Conflict with some); foreign
-	// objects stay. Removing a pool that is gone is not an error.
+	// made away from a pool without volumes (errs.Conflict with some) that is not
+	// open (errs.Busy while it is); foreign objects stay. Removing a pool that is gone is not an error.
 	Remove func(ctx context.Context, c Config) error
 }

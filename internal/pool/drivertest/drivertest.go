@@ -60,7 +60,7 @@ func Run(t *testing.T, h Harness) {
 		name string
 		run  func(*testing.T, Harness)
 	}{
-		{"Place", testPlace}, {"Create", testCreate}, {"Publish", testPublish}, {"Open", testOpen},
+		{"Place", testPlace}, {"Served", testServed}, {"Create", testCreate}, {"Publish", testPublish}, {"Open", testOpen},
 		{"Device", testDevice}, {"Extents", testExtents}, {"Locks", testLocks}, {"Resize", testResize},
 		{"Clone", testClone}, {"Delete", testDelete}, {"List", testList}, {"Sidecars", testSidecars},
 		{"Names", testNames}, {"Sizes", testSizes}, {"Stat", testStat}, {"Physical", testPhysical},

@@ -64,6 +64,44 @@ func testPlace(t *testing.T, h Harness) {
 	}
 }
 
+// testServed opens pools that are open: one pool, one who serves it.
+func testServed(t *testing.T, h Harness) {
+	p := newPool(t, h)
+	a := p.volume("a", mib, nil, false)
+	dev := p.device(a, driver.Read) // stays usable behind Close, and keeps nobody away
+	before := p.state()
+	again := func(what string) {
+		t.Helper()
+		if n := countEffects(func() {
+			d, _, err := h.Type.Open(t.Context(), p.c)
+			wantKind(t, what, err, errs.Busy)
+			if err == nil {
+				wantNil(t, "Close", d.Close())
+			}
+		}); n != 0 {
+			t.Errorf("%s had %d effects", what, n)
+		}
+	}
+	again("Open of an open pool")
+	again("Open once more")
+	if got := p.state(); !slices.Equal(got, before) {
+		t.Errorf("being refused left %q, before was %q", got, before)
+	}
+	wantNil(t, "Describe after another's Open was refused", errOf(p.Describe(t.Context(), a)))
+	p.open()
+	if _, err := dev.ReadAt(make([]byte, 1), 0); err != nil {
+		t.Errorf("ReadAt of a device behind Close: %v", err)
+	}
+	wantNil(t, "Close of a device", dev.Close())
+	wantNil(t, "Delete", p.Delete(t.Context(), a))
+	wantKind(t, "Remove of an open pool", h.Type.Remove(t.Context(), p.c), errs.Busy)
+	wantNil(t, "Create in it", p.Create(t.Context(), driver.Spec{ID: newRef("").ID, Size: mib}))
+	wantNil(t, "Close", p.Close())
+	wantNil(t, "Remove of a closed pool", h.Type.Remove(t.Context(), p.c))
+}
+
+func errOf[T any](_ T, err error) error { return err }
+
 // testForeignPlace has objects in the storage that are not tarn's.
 func testForeignPlace(t *testing.T, h Harness, c driver.Config) {
 	ctx := t.Context()

@@ -271,6 +271,44 @@ func TestSecondDaemon(t *testing.T) {
 	w.d.AssertHealthy()
 }
 
+// TestPoolOfAnotherDaemon has a second daemon take over a pool that the first
+// one serves: it is refused, naming the first, until that one has ended, however
+// it ended, or has stopped the pool.
+func TestPoolOfAnotherDaemon(t *testing.T) {
+	a := tarntest.Start(t, filepath.Join(t.TempDir(), "state"))
+	path := filepath.Join(t.TempDir(), "pool")
+	a.Must("pool", "create", "x", "--driver", "dir", "--path", path)
+	a.Must("instance", "create", "two", "--pool", "x", "--data", "1M")
+	a.Must("disk", "attach", "two/data0", "--as", "qemu")
+
+	b := tarntest.Start(t, filepath.Join(t.TempDir(), "other"))
+	take := []string{"pool", "import", "--driver", "dir", "--path", path}
+	if r := b.Run(take...); r.Status != 7 || !strings.Contains(r.Stderr, "tarnd (process ") {
+		t.Errorf("want exit status 7 and the daemon that serves the pool, got %v", r)
+	}
+	if r := b.Run("pool", "list", "-q"); r.Stdout != "" {
+		t.Errorf("the refused pool is on record: %v", r)
+	}
+	a.AssertHealthy()
+
+	a.Kill()
+	b.Must(take...)
+	b.AssertHealthy()
+	a.Start()
+	if r := a.Run("disk", "create", "two", "--data", "1M"); r.Status != 8 {
+		t.Errorf("the first daemon, started while the second serves the pool: want exit status 8, got %v", r)
+	}
+	if r := a.Run("doctor"); r.Status != 10 || !strings.Contains(r.Stdout, "tarnd (process ") {
+		t.Errorf("want exit status 10 and who serves the pool, got %v", r)
+	}
+	if r := a.Run("pool", "start", "x"); r.Status != 7 {
+		t.Errorf("pool start: want exit status 7, got %v", r)
+	}
+	b.Must("pool", "stop", "x")
+	a.Must("pool", "start", "x")
+	a.AssertHealthy()
+}
+
 func TestFullDisk(t *testing.T) {
 	fs := fsloop.Ext4(t, 64<<20)
 	w := newWorld(t)
