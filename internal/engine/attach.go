@@ -12,6 +12,7 @@ import (
 	"github.com/tarn-storage/tarn/internal/journal"
 	"github.com/tarn-storage/tarn/internal/plan"
 	"github.com/tarn-storage/tarn/internal/pool"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
@@ -29,7 +30,7 @@ func (e *Engine) InstanceShow(ctx context.Context, ref, as string) (api.Attachme
 	if err != nil {
 		return api.Attachment{}, err
 	}
-	return e.render(ctx, ds, as)
+	return e.show(ctx, "instance.show", ds, as)
 }
 
 // DiskShow is InstanceShow for one disk.
@@ -38,7 +39,44 @@ func (e *Engine) DiskShow(ctx context.Context, ref, as string) (api.Attachment, 
 	if err != nil {
 		return api.Attachment{}, err
 	}
-	return e.render(ctx, []diskRecords{r}, as)
+	return e.show(ctx, "disk.show", []diskRecords{r}, as)
+}
+
+func (e *Engine) show(ctx context.Context, op string, ds []diskRecords, as string) (api.Attachment, error) {
+	out, err := e.render(ctx, ds, as)
+	for _, r := range ds {
+		if err == nil {
+			err = e.presentable(ctx, op, r)
+		}
+	}
+	if err != nil {
+		return api.Attachment{}, err
+	}
+	return out, nil
+}
+
+// presentable returns why a hypervisor must not be told of a disk, or nil. QEMU
+// believes a container's header, which a guest may have rewritten, and opens
+// whatever file it names: so nobody is told of a container, or of one that it
+// reads from, that is not what its record says. One that somebody uses is theirs
+// to change: it was looked at before they were told of it. No lock is taken,
+// which could keep a guest from starting.
+func (e *Engine) presentable(ctx context.Context, op string, r diskRecords) error {
+	name := r.instance.Name + "/" + r.disk.Name
+	if err := usable(r.volume, op, name); err != nil {
+		return err
+	}
+	if r.lease != nil && r.lease.HostID != e.cfg.Host.ID || errors.Is(e.unlocked(ctx, r.volume), errs.Busy) {
+		return nil
+	}
+	p, err := e.pool(r.pool)
+	if err == nil {
+		err = e.opens(ctx, p, r.volume, driver.Base)
+	}
+	if errors.Is(err, errs.Corrupt) && errors.Is(e.unlocked(ctx, r.volume), errs.Busy) {
+		return nil // somebody took it meanwhile
+	}
+	return errs.Wrap(err, op, name)
 }
 
 // InstanceAttach takes the right to write all disks of an instance for this
@@ -136,7 +174,7 @@ func (e *Engine) attachable(ctx context.Context, r diskRecords) error {
 		return err
 	}
 	if r.lease != nil && e.holds(*r.lease) {
-		return nil
+		return e.presentable(ctx, "disk.attach", r)
 	}
 	if r.lease != nil && r.lease.HostID != e.cfg.Host.ID {
 		return errs.New(errs.Busy, "disk.attach", name, "%s is attached to another host (%s)", name, r.lease.HostID).
@@ -145,7 +183,7 @@ func (e *Engine) attachable(ctx context.Context, r diskRecords) error {
 	if err := e.unlocked(ctx, r.volume); err != nil {
 		return errs.Wrap(err, "disk.attach", name)
 	}
-	return nil
+	return e.presentable(ctx, "disk.attach", r)
 }
 
 // takeLeases grants this host the right to write ds and writes it beside them.

@@ -63,7 +63,7 @@ func (e *Engine) DiskResize(ctx context.Context, o api.Options, ref string, r ap
 	if err := e.notInUse(ctx, []disk.Volume{rec.volume}); err != nil {
 		return api.Outcome{}, err
 	}
-	if err := e.opens(ctx, p, rec.volume); err != nil {
+	if err := e.opens(ctx, p, rec.volume, driver.Read); err != nil {
 		return api.Outcome{}, errs.Wrap(err, "disk.resize", subject.Name)
 	}
 	a := resizeArgs{Volume: rec.volume.ID, From: rec.volume.VirtualSize, To: disk.RoundUp(want, p.Caps.SizeUnit), Requested: want, WasAsked: rec.volume.RequestedSize}
@@ -82,15 +82,15 @@ func (e *Engine) DiskResize(ctx context.Context, o api.Options, ref string, r ap
 	return e.submit(ctx, o, d)
 }
 
-// opens reports why a volume is not what its record says, or nil. A container
-// that a guest has damaged is refused by it before an operation starts on it,
-// which could go neither on nor back.
-func (e *Engine) opens(ctx context.Context, p *pool.Pool, v disk.Volume) error {
+// opens reports why a volume, or one that it reads from, is not what its record
+// says, or nil. A container that a guest has damaged is refused by it before an
+// operation starts on it, which could go neither on nor back.
+func (e *Engine) opens(ctx context.Context, p *pool.Pool, v disk.Volume, m driver.Mode) error {
 	chain, err := e.chain(ctx, v)
 	if err != nil {
 		return err
 	}
-	c, err := p.OpenChain(ctx, chain, driver.Read)
+	c, err := p.OpenChain(ctx, chain, m)
 	if err != nil {
 		return err
 	}

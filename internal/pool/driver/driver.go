@@ -57,7 +57,8 @@ type Object struct {
 // Mode says what a device is opened for.
 type Mode int
 
-// The modes. Base opens immutable content without locks. Read and Write take
+// The modes. Base opens without locks what nobody writes: immutable content, or
+// a volume of which the caller knows that. Read and Write take
 // the locks that keep a second writer away (I8) and return errs.Busy while
 // anybody, QEMU included, holds conflicting ones. Staged opens a volume that
 // only its operation knows, for writing, without locks.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -26,7 +27,7 @@ type target struct {
 	size   int64  // of the disk, as recorded
 	format string // as recorded
 	bytes  []byte // what the attack left in the file
-	deep   bool   // the damage is where growing does not look
+	deep   bool   // the damage is where opening does not look
 }
 
 // world is a daemon, a pool, and an instance whose disks were attacked.
@@ -232,6 +233,12 @@ func (w *world) run(c command, target *target) {
 	if w.corrupt {
 		want = c.corrupt
 	}
+	if want == opened {
+		want = 10
+		if target.deep {
+			want = c.status
+		}
+	}
 	r := w.d.Run(args...)
 	what := ""
 	if target != nil {
@@ -296,6 +303,9 @@ func (w *world) checkAttachment(c command, r tarntest.Result) {
 	if strings.Contains(r.Stdout, w.canary.Path) {
 		w.t.Errorf("the canary is in %v", r)
 	}
+	if c.args == started {
+		w.startQEMU(r)
+	}
 	if w.corrupt {
 		return
 	}
@@ -315,6 +325,35 @@ func (w *world) checkAttachment(c command, r tarntest.Result) {
 		}
 		if err := json.Unmarshal([]byte(arg), &node); err != nil || node.Driver != "raw" && node.Driver != "file" {
 			w.t.Errorf("-blockdev %s: %v, want a node of driver raw or file", arg, err)
+		}
+	}
+}
+
+// startQEMU starts a QEMU with what an attach printed, without a guest, and has
+// it read the disks. It may change a container, and mark it corrupt: the disks
+// are afterwards what they were.
+func (w *world) startQEMU(r tarntest.Result) {
+	w.t.Helper()
+	var a api.Attachment
+	if err := json.Unmarshal([]byte(r.Stdout), &a); err != nil || len(a.QEMU) == 0 {
+		w.t.Fatalf("no arguments for QEMU: %v in %v", err, r)
+	}
+	qemu := exec.Command(tarntest.NeedTool(w.t, "qemu-system-x86_64"), append([]string{"-S", "-display", "none", "-nodefaults", "-accel", "tcg", "-qmp", "stdio"}, a.QEMU...)...)
+	talk := `{"execute":"qmp_capabilities"}`
+	for _, arg := range a.QEMU {
+		if name, ok := strings.CutPrefix(arg, `{"backing":`); ok {
+			_, name, _ = strings.Cut(name, `"node-name":"`)
+			name, _, _ = strings.Cut(name, `"`)
+			talk += fmt.Sprintf(`{"execute":"human-monitor-command","arguments":{"command-line":"qemu-io %s \"read 0 64k\""}}`, name)
+		}
+	}
+	qemu.Stdin = strings.NewReader(talk + `{"execute":"quit"}`)
+	if out, err := qemu.CombinedOutput(); err != nil {
+		w.t.Errorf("QEMU does not start with what attach printed: %v\n%s\n%v", err, out, r)
+	}
+	for _, target := range w.targets {
+		if err := os.WriteFile(target.path, target.bytes, 0); err != nil { // into the same file
+			w.t.Fatal(err)
 		}
 	}
 }

@@ -40,12 +40,12 @@ var commands = []command{
 	{path: "instance list", args: "instance list"},
 	{path: "instance show", args: "instance show VICTIM"},
 	{path: "instance show", args: "instance show VICTIM -o json"},
-	{path: "instance show", args: "instance show VICTIM --as libvirt"},
-	{path: "instance show", args: "instance show VICTIM --as qemu"},
-	{path: "instance attach", args: "instance attach VICTIM --as libvirt"},
-	{path: "instance attach", args: "instance attach VICTIM --as qemu -o json"},
-	{path: "disk resize", args: "disk resize DISK 8M", status: 7, corrupt: 7},
-	{path: "disk export", args: "disk export DISK OUT --format raw", status: 7, corrupt: 7},
+	{path: "instance show", args: "instance show VICTIM --as libvirt", corrupt: opened},
+	{path: "instance show", args: "instance show VICTIM --as qemu", corrupt: opened},
+	{path: "instance attach", args: "instance attach VICTIM --as libvirt", corrupt: opened},
+	{path: "instance attach", args: started, corrupt: opened},
+	{path: "disk resize", args: "disk resize DISK 8M", status: 7, corrupt: opened},
+	{path: "disk export", args: "disk export DISK OUT --format raw", status: 7, corrupt: opened},
 	{path: "doctor", args: "doctor", corrupt: anyStatus},
 	{path: "instance detach", args: "instance detach VICTIM"},
 	{path: "instance rename", args: "instance rename victim again"},
@@ -56,10 +56,10 @@ var commands = []command{
 	{path: "disk list", args: "disk list --instance VICTIM -o json"},
 	{path: "disk show", args: "disk show DISK"},
 	{path: "disk show", args: "disk show DISK -o json"},
-	{path: "disk show", args: "disk show DISK --as libvirt"},
-	{path: "disk show", args: "disk show DISK --as qemu"},
-	{path: "disk attach", args: "disk attach DISK --as qemu"},
-	{path: "disk attach", args: "disk attach DISK --as libvirt"},
+	{path: "disk show", args: "disk show DISK --as libvirt", corrupt: opened},
+	{path: "disk show", args: "disk show DISK --as qemu", corrupt: opened},
+	{path: "disk attach", args: "disk attach DISK --as qemu", corrupt: opened},
+	{path: "disk attach", args: "disk attach DISK --as libvirt", corrupt: opened},
 	{path: "disk detach", args: "disk detach DISK --force --yes"},
 	{path: "disk export", args: "disk export DISK OUT --format raw", corrupt: 10},
 	{path: "disk export", args: "disk export DISK OUT --format qcow2", corrupt: 10},
@@ -105,7 +105,7 @@ var commands = []command{
 	{path: "doctor", args: "doctor -o json", corrupt: anyStatus},
 	{path: "disk list", args: "disk list --instance VICTIM -o json"},
 	{path: "volume show", args: "volume show VOLUME -o json"},
-	{path: "instance attach", args: "instance attach VICTIM --as qemu"},
+	{path: "instance attach", args: "instance attach VICTIM --as qemu", corrupt: opened},
 	{path: "instance detach", args: "instance detach VICTIM --force --yes"},
 	{path: "disk export", args: "disk export DISK OUT --format raw", corrupt: 10},
 	{path: "doctor", args: "doctor --repair -o json", corrupt: anyStatus},
@@ -121,6 +121,13 @@ var commands = []command{
 
 // growing is the one command line that changes a disk's file.
 const growing = "disk resize DISK +1M"
+
+// opened is where a container is opened: a damage there is found, and what a raw
+// disk gives is given where the damage is deeper.
+const opened = -3
+
+// started is the one command line whose arguments QEMU is started with.
+const started = "instance attach VICTIM --as qemu -o json"
 
 // anyStatus is where a refusal is as good as obedience.
 const anyStatus = -2

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os/exec"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/tarn-storage/tarn/test/system/tarntest"
@@ -29,7 +30,7 @@ func (o overlay) cluster() uint64 { return 1 << be.Uint32(o[20:]) }
 var damages = []struct {
 	name string
 	do   func(o overlay, canary string)
-	deep bool // in an L2 table, which growing does not read
+	deep bool // in an L2 table, which opening does not read
 }{
 	{"backing name in place", func(o overlay, canary string) {
 		at := be.Uint64(o[8:])
@@ -60,6 +61,9 @@ var damages = []struct {
 	{"compressed cluster of garbage", func(o overlay, _ string) { o.setL2(1<<62 | o.first()) }, true},
 }
 
+// overBase asks for a disk that is an overlay of the image's base.
+const overBase = "--root img:2M,disk-format=qcow2"
+
 // TestDamagedOverlay damages overlays, one each way, and also replaces whole
 // headers by those that attack raw disks. Reading them is the same on every
 // file system, so that all places but the first try a part.
@@ -70,13 +74,14 @@ func TestDamagedOverlay(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, place.dir(t))
 			w.corrupt = true
-			hit := func(name string, do func(o overlay)) {
+			hit := func(name, spec string, do func(o overlay)) {
 				owner := "victim"
 				if n := len(w.targets); n > 0 {
 					owner = fmt.Sprintf("victim%d", n)
 				}
-				w.d.Must("instance", "create", owner, "--pool", "main", "--root", "img:2M,disk-format=qcow2")
-				w.attack(owner+"/root", name, func(path string, _ []byte) []byte {
+				w.d.Must(append([]string{"instance", "create", owner, "--pool", "main"}, strings.Fields(spec)...)...)
+				role := map[bool]string{true: "root", false: "data0"}[strings.HasPrefix(spec, "--root")]
+				w.attack(owner+"/"+role, name, func(path string, _ []byte) []byte {
 					out, err := exec.Command(qemuIO, "-f", "qcow2", "-c", "write -P 7 0 64k", "-c", "write -P 8 1M 128k", path).CombinedOutput()
 					if err != nil {
 						t.Fatalf("qemu-io: %v\n%s", err, out)
@@ -88,13 +93,16 @@ func TestDamagedOverlay(t *testing.T) {
 			}
 			for i, d := range damages {
 				if n == 0 || i%6 == 0 {
-					hit(d.name, func(o overlay) { d.do(o, w.canary.Path) })
+					hit(d.name, overBase, func(o overlay) { d.do(o, w.canary.Path) })
 					w.targets[len(w.targets)-1].deep = d.deep
 				}
 			}
 			for i, f := range forms {
 				if n == 0 || i%3 == 0 {
-					hit(f.name, func(o overlay) { copy(o, f.bytes(w.canary.Path)) })
+					hit(f.name, overBase, func(o overlay) { copy(o, f.bytes(w.canary.Path)) })
+					if n == 0 {
+						hit(f.name+", without a backing", "--data 2M,disk-format=qcow2", func(o overlay) { copy(o, f.bytes(w.canary.Path)) })
+					}
 				}
 			}
 			w.runAll()
