@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/tarn-storage/tarn/api"
@@ -67,12 +68,12 @@ func (e *Engine) ensureOnce(ctx context.Context, c *journal.Call, a ensureArgs) 
 		return false, errs.New(errs.Busy, "disk.create", i.Name, "the base of image %s is just being deleted", i.Name).WithHint("try again")
 	case err == nil && base.State == disk.VolumeCreating:
 		return false, e.copied(e.await(ctx, c, journal.ID(base.CreatedBy)))
-	case err == nil:
-		return false, errs.New(errs.Corrupt, "disk.create", base.Name, "the base of image %s is %s", i.Name, base.State).WithHint("run tarn doctor")
-	case !errors.Is(err, errs.NotFound):
+	case err == nil && base.State != disk.VolumeLost:
+		return false, damaged("disk.create", base)
+	case err != nil && !errors.Is(err, errs.NotFound):
 		return false, err
 	}
-	d, err := e.draftBase(ctx, i, p)
+	d, err := e.draftBase(ctx, i, p, base)
 	if err != nil {
 		return false, err
 	}
@@ -125,14 +126,18 @@ func (e *Engine) await(ctx context.Context, c *journal.Call, id journal.ID) (op 
 	return op, err
 }
 
-// copyArgs is what base.copy/v1 makes.
+// copyArgs is what base.copy/v1 makes, and the record as it was of a lost base
+// that it makes again.
 type copyArgs struct {
 	Volume disk.VolumeID `json:"volume"`
 	From   disk.VolumeID `json:"from"`
+	Lost   *disk.Volume  `json:"lost,omitempty"`
 }
 
-// draftBase drafts the operation that copies an image's base into pool p.
-func (e *Engine) draftBase(ctx context.Context, i disk.Image, p disk.Pool) (draft, error) {
+// draftBase drafts the operation that copies an image's base into pool p. A lost
+// base that the pool had is made again under its record, so that what reads
+// from it reads the same content again (I6).
+func (e *Engine) draftBase(ctx context.Context, i disk.Image, p disk.Pool, had disk.Volume) (draft, error) {
 	d := newDraft("cache.add", imageSubject(i))
 	opened, err := e.pool(p)
 	if err != nil {
@@ -146,23 +151,68 @@ func (e *Engine) draftBase(ctx context.Context, i disk.Image, p disk.Pool) (draf
 	if err != nil {
 		return d, err
 	}
-	id := disk.VolumeID(newID())
+	now := e.now()
+	v := disk.Volume{
+		ID: disk.VolumeID(newID()), PoolID: p.ID, Name: BaseName(i.Content, diskfmt.Raw), Kind: disk.KindBase, State: disk.VolumeCreating, Format: diskfmt.Raw,
+		VirtualSize: disk.RoundUp(from.ContentSize, opened.Caps.SizeUnit), RequestedSize: from.ContentSize, ContentSize: from.ContentSize,
+		Content: i.Content, Extents: from.Extents, Committed: from.Committed, Writing: from.Allocated,
+		CreatedBy: disk.OperationID(d.id), CreatedAt: now, UpdatedAt: now,
+	}
+	a := copyArgs{Volume: v.ID, From: from.ID}
+	if had.ID != "" {
+		if _, err := opened.Describe(ctx, driver.Ref{ID: had.ID, Name: had.Name}); err == nil {
+			return d, errs.New(errs.Corrupt, "cache.add", had.Name, "%s is recorded as lost, and a file of its name is in pool %s", had.Name, p.Name).
+				WithHint("tarn doctor says whether it is the one; else move it out of the pool")
+		} else if !errors.Is(err, errs.NotFound) {
+			return d, err
+		}
+		a.Volume, a.Lost = had.ID, &had
+	}
 	d.resources = []string{"base:" + string(p.ID) + ":" + i.Content}
-	d.steps = []journal.Step{journal.NewStep(stepBaseCopy, copyArgs{Volume: id, From: from.ID})}
+	d.steps = []journal.Step{journal.NewStep(stepBaseCopy, a)}
 	d.notes = []string{"copies " + disk.FormatSize(from.Allocated) + " into pool " + p.Name}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
-		if err := admit(ctx, tx, p.DomainID, space, plan.Need{Commit: from.Committed, Write: from.Allocated}); err != nil {
+		need := plan.Need{Commit: max(0, from.Committed-had.Committed), Write: from.Allocated}
+		if err := admit(ctx, tx, p.DomainID, space, need); err != nil {
 			return errs.Wrap(err, "cache.add", i.Name)
 		}
-		now := e.now()
-		return tx.Volumes.Insert(ctx, disk.Volume{
-			ID: id, PoolID: p.ID, Name: BaseName(i.Content, diskfmt.Raw), Kind: disk.KindBase, State: disk.VolumeCreating, Format: diskfmt.Raw,
-			VirtualSize: disk.RoundUp(from.ContentSize, opened.Caps.SizeUnit), RequestedSize: from.ContentSize, ContentSize: from.ContentSize,
-			Content: i.Content, Extents: from.Extents, Committed: from.Committed, Writing: from.Allocated,
-			CreatedBy: disk.OperationID(d.id), CreatedAt: now, UpdatedAt: now,
-		})
+		if a.Lost != nil {
+			return remake(ctx, tx, had.ID, v)
+		}
+		return tx.Volumes.Insert(ctx, v)
 	}
 	return d, nil
+}
+
+// remake has the lost base id made again as v describes it: the identity, which
+// others refer to, stays.
+func remake(ctx context.Context, tx *store.Tx, id disk.VolumeID, v disk.Volume) error {
+	was, err := tx.Volumes.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	if was.State != disk.VolumeLost {
+		return errs.New(errs.Busy, "cache.add", was.Name, "the lost base %s is %s by now", was.Name, was.State).WithHint("try again")
+	}
+	v.ID, v.Name, v.Generation, v.CreatedAt = was.ID, was.Name, was.Generation, was.CreatedAt
+	return tx.Volumes.Update(ctx, v)
+}
+
+// loseAgain is the undoing of remake.
+func loseAgain(ctx context.Context, tx *store.Tx, was disk.Volume) error {
+	now, err := tx.Volumes.Get(ctx, was.ID)
+	if err != nil {
+		return err
+	}
+	was.Generation = now.Generation
+	return tx.Volumes.Update(ctx, was)
+}
+
+// damaged refuses a base that is recorded as corrupt or quarantined. Whatever
+// its file holds is left to a person.
+func damaged(op string, base disk.Volume) error {
+	return errs.New(errs.Corrupt, op, base.Name, "base %s is recorded as %s", base.Name, base.State).
+		WithHint("move its file out of the pool and run tarn doctor --repair: it is lost then, and made again when it is needed")
 }
 
 // anyBase returns a ready base of image i in an active pool.
@@ -175,6 +225,10 @@ func (e *Engine) anyBase(ctx context.Context, i disk.Image) (disk.Volume, error)
 		if _, ok := e.pools.get(b.PoolID); ok && b.State == disk.VolumeReady {
 			return b, nil
 		}
+	}
+	if len(bases) > 0 && !slices.ContainsFunc(bases, func(b disk.Volume) bool { return !(around{volume: b}).out() }) {
+		return disk.Volume{}, errs.New(errs.Corrupt, "image", i.Name, "every copy of the content of image %s is lost or damaged", i.Name).
+			WithHint("import the same bytes under another name: that makes a lost copy again, for both images")
 	}
 	return disk.Volume{}, noBase(i)
 }
@@ -211,6 +265,9 @@ func (e *Engine) baseCopy() journal.Handler[*store.Tx] {
 			var a copyArgs
 			if err := c.Args(&a); err != nil {
 				return err
+			}
+			if a.Lost != nil {
+				return loseAgain(ctx, tx, *a.Lost)
 			}
 			return e.forgetVolume(ctx, tx, a.Volume, c.Op.ID)
 		},

@@ -190,6 +190,9 @@ var crashes = []struct {
 	}, func(w *world, ctx context.Context, e *engine.Engine) error { return w.importImage(ctx, e, "debian") }},
 	{"image import again", 10, (*world).withImage,
 		func(w *world, ctx context.Context, e *engine.Engine) error { return w.importImage(ctx, e, "twin") }},
+	{"image import lost", 10, (*world).withLostBase,
+		func(w *world, ctx context.Context, e *engine.Engine) error { return w.importImage(ctx, e, "twin") }},
+	{"cache add lost", 8, (*world).withLostCopy, (*world).cacheAdd},
 	{"image fetch", 10, func(w *world) []func(context.Context, *engine.Engine) error {
 		w.origin = newOrigin(w.t, imageBytes())
 		return w.withPool()
@@ -269,6 +272,48 @@ func (w *world) withOrphanBase() steps {
 		out, err = e.InstanceDelete(ctx, api.Options{}, "web1")
 		return finished(ctx, e, out, err)
 	})
+}
+
+// loseBase takes the bytes of main's base away and has them recorded as lost.
+func (w *world) loseBase(ctx context.Context, e *engine.Engine) error {
+	bases, err := filepath.Glob(filepath.Join(w.pool, "base_*.raw"))
+	if err != nil || len(bases) != 1 {
+		return fmt.Errorf("the pool has %d bases: %v", len(bases), err)
+	}
+	if err := os.Remove(bases[0]); err != nil {
+		return err
+	}
+	r, err := e.Doctor(ctx, api.Doctor{Repair: true})
+	if err == nil && (len(r.Problems) != 1 || !r.Problems[0].Repaired) {
+		err = fmt.Errorf("doctor said %+v, want one problem that it repaired", r)
+	}
+	return err
+}
+
+// withLostBase leaves a disk whose base is lost, and no other copy of that.
+func (w *world) withLostBase() steps {
+	return append(w.withImage(), func(ctx context.Context, e *engine.Engine) error {
+		out, err := e.InstanceCreate(ctx, api.Options{}, api.InstanceCreate{Name: "web1", Disks: []api.DiskSpec{{Role: "root", Image: "debian", Size: rootSize, Format: "qcow2"}}})
+		return finished(ctx, e, out, err)
+	}, w.loseBase)
+}
+
+// withLostCopy is withLostBase with another copy in a second pool.
+func (w *world) withLostCopy() steps {
+	s := w.withLostBase()
+	return slices.Insert(s, len(s)-1, func(ctx context.Context, e *engine.Engine) error {
+		out, err := e.PoolCreate(ctx, api.Options{}, api.PoolCreate{Name: "second", Driver: "dir", Path: w.pool + "2"})
+		if err := finished(ctx, e, out, err); err != nil {
+			return err
+		}
+		out, err = e.CacheAdd(ctx, api.Options{}, api.CacheAdd{Image: "debian", Pool: "second"})
+		return finished(ctx, e, out, err)
+	})
+}
+
+func (w *world) cacheAdd(ctx context.Context, e *engine.Engine) error {
+	out, err := e.CacheAdd(ctx, api.Options{}, api.CacheAdd{Image: "debian", Pool: "main"})
+	return finished(ctx, e, out, err)
 }
 
 // withLostDatabase keeps the pool and loses every record.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,7 +23,7 @@ var onPool = []faults.Kind{faults.Write, faults.Create, faults.Sync, faults.Rena
 // for a typed error, nothing left, an exact ledger, and no second try of a sync.
 func TestErrors(t *testing.T) {
 	for _, c := range crashes {
-		if c.name != "image import" && c.name != "instance create" && c.name != "disk create" && c.name != "disk resize" && c.name != "disk resize qcow2" {
+		if !slices.Contains([]string{"image import", "image import lost", "cache add lost", "instance create", "disk create", "disk resize", "disk resize qcow2"}, c.name) {
 			continue
 		}
 		for _, f := range []struct {

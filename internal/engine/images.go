@@ -142,12 +142,12 @@ func (e *Engine) imageDelete(ctx context.Context, o api.Options, ref string) (ap
 	if err != nil {
 		return api.Outcome{}, err
 	}
-	d.steps = []journal.Step{sidecarStep(kept)}
 	for _, b := range gone {
 		d.resources = append(d.resources, "volume:"+string(b.ID))
 		d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{Volume: b.ID}))
 		d.notes = append(d.notes, "deletes the unreferenced base "+b.Name+" ("+disk.FormatSize(b.Allocated)+")")
 	}
+	d.steps = append(d.steps, sidecarStep(kept)) // last: one that cannot be written keeps nothing from being deleted
 	for _, b := range kept {
 		d.notes = append(d.notes, "keeps base "+b.Name+", which is still needed")
 	}
@@ -163,7 +163,7 @@ func (e *Engine) imageDelete(ctx context.Context, o api.Options, ref string) (ap
 			return errMoved
 		}
 		for _, b := range gone {
-			if err := e.markBaseDeleting(ctx, tx, b.ID); err != nil {
+			if err := e.markBaseDeleting(ctx, tx, b); err != nil {
 				return err
 			}
 		}
@@ -188,7 +188,7 @@ func (e *Engine) partition(ctx context.Context, tx *store.Tx, i disk.Image, base
 		if err != nil {
 			return nil, nil, err
 		}
-		if named > 1 || refs > 0 || e.exports.count(b.ID) > 0 || b.State != disk.VolumeReady {
+		if named > 1 || refs > 0 || e.exports.count(b.ID) > 0 {
 			kept = append(kept, b)
 		} else {
 			gone = append(gone, b)
@@ -202,12 +202,16 @@ func references(ctx context.Context, tx *store.Tx, id disk.VolumeID) (int, error
 	return tx.Volumes.Count(ctx, store.Eq("backing_id", id))
 }
 
-// markBaseDeleting moves a base that nothing refers to or reads to the state
-// deleting.
-func (e *Engine) markBaseDeleting(ctx context.Context, tx *store.Tx, id disk.VolumeID) error {
+// markBaseDeleting moves a base that nothing refers to or reads, and that is
+// still as it was read, to the state deleting.
+func (e *Engine) markBaseDeleting(ctx context.Context, tx *store.Tx, was disk.Volume) error {
+	id := was.ID
 	b, err := tx.Volumes.Get(ctx, id)
 	if err != nil {
 		return err
+	}
+	if b.State != was.State {
+		return errs.New(errs.Busy, "cache", b.Name, "%s is %s by now", b.Name, b.State).WithHint("try again")
 	}
 	refs, err := references(ctx, tx, id)
 	if err != nil {
@@ -252,7 +256,7 @@ func (v *view) base(ctx context.Context, b disk.Volume) (api.CacheEntry, error) 
 	return out, err
 }
 
-// CacheAdd puts an image's base into a pool that has none yet.
+// CacheAdd puts an image's base into a pool that has none yet, or has lost it.
 func (e *Engine) CacheAdd(ctx context.Context, o api.Options, r api.CacheAdd) (api.Outcome, error) {
 	if out, err := e.seen(ctx, o, "cache.add", r); out != nil || err != nil {
 		return answer(out, err)
@@ -270,18 +274,22 @@ func (e *Engine) CacheAdd(ctx context.Context, o api.Options, r api.CacheAdd) (a
 		base, err = baseIn(ctx, tx, p.ID, i.Content)
 		return err
 	})
-	if err == nil && base.State == disk.VolumeReady {
-		return present(e, "cache.add", api.Subject{Type: "image", ID: string(i.ID), Name: i.Name}), nil
+	if err != nil && (!errors.Is(err, errs.NotFound) || i.ID == "" || p.ID == "") {
+		return api.Outcome{}, err
 	}
-	if err == nil {
+	switch base.State {
+	case disk.VolumeReady:
+		return present(e, "cache.add", api.Subject{Type: "image", ID: string(i.ID), Name: i.Name}), nil
+	case disk.VolumeCreating:
 		op, err := e.runner.Get(ctx, journal.ID(base.CreatedBy))
 		v := operationView(op)
 		return api.Outcome{Operation: &v}, err
+	case disk.VolumeDeleting:
+		return api.Outcome{}, errs.New(errs.Busy, "cache.add", i.Name, "the base of image %s is just being deleted", i.Name).WithHint("try again")
+	case disk.VolumeCorrupt, disk.VolumeQuarantined:
+		return api.Outcome{}, damaged("cache.add", base)
 	}
-	if !errors.Is(err, errs.NotFound) || i.ID == "" || p.ID == "" {
-		return api.Outcome{}, err
-	}
-	d, err := e.draftBase(ctx, i, p)
+	d, err := e.draftBase(ctx, i, p, base)
 	if err != nil {
 		return api.Outcome{}, err
 	}
@@ -350,18 +358,22 @@ func pruneAge(s string) (time.Duration, error) {
 }
 
 // prunable returns the bases that may go: of those without references that are
-// old enough, all but one copy of each image's content.
+// old enough, all but one copy of each image's content. One that is out of use is
+// no copy; it stays where there is none, because an import makes it again.
 func (e *Engine) prunable(ctx context.Context, tx *store.Tx, only disk.PoolID, age time.Duration) ([]disk.Volume, error) {
-	bases, _, err := tx.Volumes.List(ctx, store.Query{Where: []store.Where{store.Eq("kind", disk.KindBase), store.Eq("state", disk.VolumeReady)}})
+	bases, _, err := tx.Volumes.List(ctx, store.Query{Where: []store.Where{store.Eq("kind", disk.KindBase)}})
 	if err != nil {
 		return nil, err
 	}
 	copies := map[string]int{}
 	for _, b := range bases {
-		copies[b.Content]++
+		copies[b.Content] += copyCount(b)
 	}
 	var out []disk.Volume
 	for _, b := range bases {
+		if copyCount(b) == 0 && !(around{volume: b}).out() {
+			continue // an operation is at work on it
+		}
 		if only != "" && b.PoolID != only || e.now().Sub(b.UpdatedAt) < age || e.exports.count(b.ID) > 0 {
 			continue
 		}
@@ -373,16 +385,19 @@ func (e *Engine) prunable(ctx context.Context, tx *store.Tx, only disk.PoolID, a
 		if err != nil {
 			return nil, err
 		}
-		if refs > 0 || named > 0 && copies[b.Content] == 1 {
+		if refs > 0 || named > 0 && copies[b.Content]-copyCount(b) < 1 {
 			continue
 		}
-		copies[b.Content]--
+		copies[b.Content] -= copyCount(b)
 		out = append(out, b)
 	}
 	return out, nil
 }
 
-// markPruned marks one base unless it has become an image's last copy.
+// copyCount counts base b as a copy of its content, if it is one.
+func copyCount(b disk.Volume) int { return boolInt(b.State == disk.VolumeReady) }
+
+// markPruned marks one base unless its image would be left without a copy.
 func (e *Engine) markPruned(ctx context.Context, tx *store.Tx, b disk.Volume) error {
 	named, err := tx.Images.Count(ctx, store.Eq("content", b.Content))
 	if err != nil {
@@ -392,8 +407,8 @@ func (e *Engine) markPruned(ctx context.Context, tx *store.Tx, b disk.Volume) er
 	if err != nil {
 		return err
 	}
-	if named > 0 && copies < 2 {
+	if named > 0 && copies-copyCount(b) < 1 {
 		return errs.New(errs.Busy, "cache.prune", b.Name, "%s has become the last copy of its image", b.Name).WithHint("try again")
 	}
-	return e.markBaseDeleting(ctx, tx, b.ID)
+	return e.markBaseDeleting(ctx, tx, b)
 }

@@ -184,10 +184,12 @@ func (e *Engine) expectBase(ctx context.Context, tx *store.Tx, a importArgs, h i
 	return tx.Images.Update(ctx, i)
 }
 
-// converted is what image.convert/v1 found.
+// converted is what image.convert/v1 found, and the record as it was of a lost
+// base of the same content, which is made again.
 type converted struct {
 	ingest.Result
 	Signer *signature.Signer `json:"signer,omitempty"`
+	Lost   *disk.Volume      `json:"lost,omitempty"`
 }
 
 // imageConvert has the worker write the base: step image.convert/v1. The
@@ -231,6 +233,16 @@ func (e *Engine) imageConvert() journal.Handler[*store.Tx] {
 				return err
 			}
 			return errors.Join(p.Driver.Delete(ctx, driver.Ref{ID: spoolID(a.Volume)}), p.Discard(ctx, a.Volume))
+		},
+		undoCommit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+			var r converted
+			if len(c.Step.Output) == 0 {
+				return nil
+			}
+			if err := c.Output(&r); err != nil || r.Lost == nil {
+				return err
+			}
+			return loseAgain(ctx, tx, *r.Lost)
 		},
 	}}
 }
@@ -344,9 +356,12 @@ func (e *Engine) nameBase(ctx context.Context, tx *store.Tx, c *journal.Call) er
 	case err == nil && twin.State == disk.VolumeReady: // the image will share it
 	case err == nil && twin.State == disk.VolumeCreating:
 		return journal.Again // Act waits for the other import of the same content
+	case err == nil && twin.State == disk.VolumeLost:
+		r.Lost = &twin
+	case err == nil && twin.State == disk.VolumeDeleting:
+		return errs.New(errs.Busy, "image.import", i.Name, "the pool's base %s with the same content is just being deleted", twin.Name).WithHint("try again")
 	case err == nil:
-		return errs.New(errs.Busy, "image.import", i.Name, "the pool's base %s with the same content is %s", twin.Name, twin.State).
-			WithHint("tarn doctor says why, and --repair clears it")
+		return damaged("image.import", twin)
 	case !errors.Is(err, errs.NotFound):
 		return err
 	default:
@@ -360,6 +375,12 @@ func (e *Engine) nameBase(ctx context.Context, tx *store.Tx, c *journal.Call) er
 	v.Committed, v.Writing, v.Extents = r.Written, 0, r.Extents
 	if err := tx.Volumes.Update(ctx, v); err != nil {
 		return err
+	}
+	if r.Lost != nil {
+		v.Content, v.UpdatedAt = r.Content, e.now()
+		if err := errors.Join(remake(ctx, tx, twin.ID, v), c.SetOutput(r)); err != nil {
+			return err
+		}
 	}
 	i.Content, i.SourceSHA256, i.VirtualSize, i.Proof, i.UpdatedAt = r.Content, r.SourceSHA256, r.VirtualSize, a.proof(r), e.now()
 	return tx.Images.Update(ctx, i)
@@ -396,7 +417,7 @@ func (e *Engine) basePublish() journal.Handler[*store.Tx] {
 			if err := c.Args(&a); err != nil {
 				return err
 			}
-			v, err := e.publishBase(ctx, a)
+			v, err := e.publishBase(ctx, a, c.Op.ID)
 			if err != nil {
 				return errs.Wrap(err, "image.import", c.Op.Subject.Name)
 			}
@@ -407,7 +428,7 @@ func (e *Engine) basePublish() journal.Handler[*store.Tx] {
 			if err := c.Args(&a); err != nil {
 				return err
 			}
-			return e.unpublishBase(ctx, a)
+			return e.unpublishBase(ctx, a, c.Op.ID)
 		},
 	}
 }
@@ -416,11 +437,12 @@ func (e *Engine) basePublish() journal.Handler[*store.Tx] {
 type imported struct {
 	volume disk.Volume
 	image  disk.Image
-	twin   *disk.Volume // holds the content already
+	twin   *disk.Volume // holds the content already, or will again
+	again  bool         // the twin was lost and gets the import's bytes
 	others []disk.Image // that share it
 }
 
-func (e *Engine) importRecords(ctx context.Context, a importArgs) (imported, error) {
+func (e *Engine) importRecords(ctx context.Context, a importArgs, op journal.ID) (imported, error) {
 	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (r imported, err error) {
 		if r.volume, err = tx.Volumes.Get(ctx, a.Volume); err != nil {
 			return r, err
@@ -433,15 +455,15 @@ func (e *Engine) importRecords(ctx context.Context, a importArgs) (imported, err
 			if err != nil {
 				return r, err
 			}
-			r.twin = &twin
+			r.twin, r.again = &twin, twin.CreatedBy == disk.OperationID(op)
 		}
 		r.others, _, err = tx.Images.List(ctx, store.Query{Where: []store.Where{store.Eq("content", r.image.Content), store.Eq("state", disk.ImageReady)}})
 		return r, err
 	})
 }
 
-func (e *Engine) publishBase(ctx context.Context, a importArgs) (disk.Volume, error) {
-	r, err := e.importRecords(ctx, a)
+func (e *Engine) publishBase(ctx context.Context, a importArgs, op journal.ID) (disk.Volume, error) {
+	r, err := e.importRecords(ctx, a, op)
 	if err != nil {
 		return disk.Volume{}, err
 	}
@@ -451,8 +473,11 @@ func (e *Engine) publishBase(ctx context.Context, a importArgs) (disk.Volume, er
 	}
 	r.image.State = disk.ImageReady
 	images := append(r.others, r.image)
-	if r.twin == nil {
-		return p.PublishStaged(ctx, disk.Sidecar{Volume: r.volume, Images: images})
+	switch {
+	case r.twin == nil:
+		return p.PublishStaged(ctx, a.Volume, disk.Sidecar{Volume: r.volume, Images: images})
+	case r.again:
+		return p.PublishStaged(ctx, a.Volume, disk.Sidecar{Volume: *r.twin, Images: images})
 	}
 	return *r.twin, p.Discard(ctx, a.Volume)
 }
@@ -481,9 +506,10 @@ func (e *Engine) imageReady() journal.Handler[*store.Tx] {
 // baseReady records that an import is done.
 func (e *Engine) baseReady(ctx context.Context, tx *store.Tx, a importArgs, v disk.Volume, op journal.ID) error {
 	var err error
-	if v.ID == a.Volume {
+	if v.CreatedBy == disk.OperationID(op) { // else another import's base, whose sidecar follows
 		err = tx.Volumes.Update(ctx, v)
-	} else { // another import's base, whose sidecar follows
+	}
+	if err == nil && v.ID != a.Volume {
 		err = tx.Volumes.Delete(ctx, a.Volume)
 	}
 	if err != nil {
@@ -500,20 +526,23 @@ func (e *Engine) baseReady(ctx context.Context, tx *store.Tx, a importArgs, v di
 	return e.emit(ctx, tx, "image.ready", imageSubject(i), op)
 }
 
-func (e *Engine) unpublishBase(ctx context.Context, a importArgs) error {
-	r, err := e.importRecords(ctx, a)
+func (e *Engine) unpublishBase(ctx context.Context, a importArgs, op journal.ID) error {
+	r, err := e.importRecords(ctx, a, op)
 	if errors.Is(err, errs.NotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if r.twin != nil {
+	if r.twin != nil && !r.again {
 		return nil
 	}
 	p, err := e.poolOf(ctx, a.Pool)
 	if err != nil {
 		return err
+	}
+	if r.again { // while the bytes are still staged, what has the name is not theirs
+		return p.Driver.Delete(ctx, driver.Ref{ID: a.Volume, Name: r.twin.Name})
 	}
 	return p.Delete(ctx, r.volume)
 }

@@ -93,7 +93,7 @@ func (p *Pool) Create(ctx context.Context, s disk.Sidecar, m Making) (disk.Volum
 		if err != nil {
 			return s.Volume, err
 		}
-		return p.finishAgain(ctx, s)
+		return p.finishAgain(ctx, s.Volume.ID, s)
 	}
 	if !m.First {
 		if err := p.Discard(ctx, s.Volume.ID); err != nil {
@@ -103,26 +103,27 @@ func (p *Pool) Create(ctx context.Context, s disk.Sidecar, m Making) (disk.Volum
 	if err := p.stage(ctx, s.Volume, m); err != nil {
 		return s.Volume, err
 	}
-	return p.finish(ctx, s)
+	return p.finish(ctx, s.Volume.ID, s)
 }
 
-// PublishStaged publishes s.Volume, whose staged bytes are complete, with s as
-// its sidecar. It returns the volume as it is afterwards; a repeat converges.
-func (p *Pool) PublishStaged(ctx context.Context, s disk.Sidecar) (disk.Volume, error) {
+// PublishStaged publishes the complete bytes that are staged under id as
+// s.Volume, with s as its sidecar. It returns the volume as it is afterwards; a
+// repeat converges.
+func (p *Pool) PublishStaged(ctx context.Context, id disk.VolumeID, s disk.Sidecar) (disk.Volume, error) {
 	done, err := p.published(ctx, s.Volume)
 	if err != nil {
 		return s.Volume, err
 	}
 	if done {
-		return p.finishAgain(ctx, s)
+		return p.finishAgain(ctx, id, s)
 	}
-	return p.finish(ctx, s)
+	return p.finish(ctx, id, s)
 }
 
 // finishAgain finishes a volume that an earlier call published: its sidecar may
 // say what was true then, and says s afterwards.
-func (p *Pool) finishAgain(ctx context.Context, s disk.Sidecar) (disk.Volume, error) {
-	v, err := p.finish(ctx, s)
+func (p *Pool) finishAgain(ctx context.Context, staged disk.VolumeID, s disk.Sidecar) (disk.Volume, error) {
+	v, err := p.finish(ctx, staged, s)
 	if err != nil {
 		return v, err
 	}
@@ -138,7 +139,7 @@ func (p *Pool) Discard(ctx context.Context, id disk.VolumeID) error {
 	return p.Driver.Delete(ctx, driver.Ref{ID: id})
 }
 
-func (p *Pool) finish(ctx context.Context, s disk.Sidecar) (disk.Volume, error) {
+func (p *Pool) finish(ctx context.Context, staged disk.VolumeID, s disk.Sidecar) (disk.Volume, error) {
 	v := &s.Volume
 	v.State = disk.VolumeReady
 	v.Generation++
@@ -146,7 +147,7 @@ func (p *Pool) finish(ctx context.Context, s disk.Sidecar) (disk.Volume, error) 
 	if err != nil {
 		return *v, err
 	}
-	obj, err := p.Driver.Publish(ctx, v.ID, v.Name, v.Kind == disk.KindBase, side)
+	obj, err := p.Driver.Publish(ctx, staged, v.Name, v.Kind == disk.KindBase, side)
 	if err != nil {
 		return *v, err
 	}
