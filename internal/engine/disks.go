@@ -295,7 +295,7 @@ func (e *Engine) DiskDelete(ctx context.Context, o api.Options, ref string) (api
 	if _, err := e.pool(r.pool); err != nil {
 		return api.Outcome{}, err
 	}
-	if err := e.notInUse(ctx, []disk.Volume{r.volume}); err != nil {
+	if err := e.notInUse(ctx, "disk.delete", []disk.Volume{r.volume}); err != nil {
 		return api.Outcome{}, err
 	}
 	d := newDraft("disk.delete", diskSubject(r))
@@ -362,18 +362,29 @@ func usable(v disk.Volume, op, name string) error {
 	return errs.New(errs.Busy, op, name, "%s is %s", name, v.State).WithHint("wait for its operation: tarn operation list")
 }
 
-// notInUse returns errs.Busy while anybody holds one of vols: a lease on
-// record, or a lock that a program holds whatever the record says.
-func (e *Engine) notInUse(ctx context.Context, vols []disk.Volume) error {
+// notInUse returns errs.Busy while anybody holds one of vols, which are disks': a
+// lease on record, or a lock that a program holds whatever the record says.
+func (e *Engine) notInUse(ctx context.Context, op string, vols []disk.Volume) error {
 	for _, v := range vols {
-		if err := e.notLeased(ctx, v); err != nil {
-			return err
+		err := e.notLeased(ctx, v)
+		if err == nil {
+			err = e.unlocked(ctx, v)
 		}
-		if err := e.unlocked(ctx, v); err != nil {
-			return err
+		if err != nil {
+			return e.ofDisk(ctx, err, op, v)
 		}
 	}
 	return nil
+}
+
+// ofDisk says of which disk err is, whose volume is v: users do not know the
+// names of files.
+func (e *Engine) ofDisk(ctx context.Context, err error, op string, v disk.Volume) error {
+	r, unknown := query(ctx, e, func(ctx context.Context, tx *store.Tx) (diskRecords, error) { return recordsOf(ctx, tx, v.ID) })
+	if unknown != nil {
+		return errs.Wrap(err, op, v.Name)
+	}
+	return errs.Wrap(err, op, diskSubject(r).Name)
 }
 
 // notLeased returns errs.Busy while there is a lease on v.
@@ -387,15 +398,19 @@ func (e *Engine) notLeased(ctx context.Context, v disk.Volume) error {
 	})
 }
 
-// unlocked returns errs.Busy while a program outside of tarn holds v open.
+// unlocked returns errs.Busy while a program outside of tarn holds v open, or an
+// export reads it, and errs.Corrupt if something else has v's name in the pool.
 func (e *Engine) unlocked(ctx context.Context, v disk.Volume) error {
 	p, ok := e.pools.get(v.PoolID)
 	if !ok {
 		return nil
 	}
 	err := p.InUse(ctx, v)
-	if errs.KindOf(err) == errs.NotFound && err != nil {
+	switch {
+	case errors.Is(err, errs.NotFound):
 		return nil
+	case errors.Is(err, errs.Busy) && e.exports.count(v.ID) > 0:
+		return errs.New(errs.Busy, "volume.lock", v.Name, "it is being exported").WithHint("wait until that is done")
 	}
 	return err
 }

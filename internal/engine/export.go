@@ -47,7 +47,7 @@ func (e *Engine) DiskExport(ctx context.Context, ref string, x api.Export, s Sin
 	if err := usable(r.volume, op, name); err != nil {
 		return err
 	}
-	if err := e.notInUse(ctx, []disk.Volume{r.volume}); err != nil {
+	if err := e.notInUse(ctx, op, []disk.Volume{r.volume}); err != nil {
 		return err
 	}
 	p, err := e.pool(r.pool)

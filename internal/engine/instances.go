@@ -256,7 +256,7 @@ func (e *Engine) InstanceDelete(ctx context.Context, o api.Options, ref string) 
 		d.notes = append(d.notes, "deletes "+v.Name+" ("+disk.FormatSize(v.VirtualSize)+")")
 	}
 	d.steps = append(d.steps, journal.NewStep(stepInstanceForget, instanceArgs{i.ID}))
-	if err := e.notInUse(ctx, vols); err != nil {
+	if err := e.notInUse(ctx, "instance.delete", vols); err != nil {
 		return api.Outcome{}, err
 	}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {

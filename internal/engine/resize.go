@@ -60,7 +60,7 @@ func (e *Engine) DiskResize(ctx context.Context, o api.Options, ref string, r ap
 	if err := usable(rec.volume, "disk.resize", subject.Name); err != nil {
 		return api.Outcome{}, err
 	}
-	if err := e.notInUse(ctx, []disk.Volume{rec.volume}); err != nil {
+	if err := e.notInUse(ctx, "disk.resize", []disk.Volume{rec.volume}); err != nil {
 		return api.Outcome{}, err
 	}
 	if err := e.opens(ctx, p, rec.volume, driver.Read); err != nil {

@@ -63,14 +63,15 @@ func missing(err error, v disk.Volume) error {
 }
 
 // Delete removes volume v, or what its making left, and nothing else: an object
-// of v's name that is not v's own stays.
+// of v's name that was never v's own stays, and one that was put in v's place,
+// beside v's sidecar, is errs.Corrupt.
 func (p *Pool) Delete(ctx context.Context, v disk.Volume) error {
 	if err := p.Discard(ctx, v.ID); err != nil {
 		return err
 	}
 	own, err := p.owns(ctx, v)
 	if own {
-		return p.Driver.Delete(ctx, driver.Ref{ID: v.ID, Name: v.Name})
+		return p.Driver.Delete(ctx, Ref(v))
 	}
 	// A sidecar that is gone or damaged does not make the bytes somebody
 	// else's: the record knows the object itself.
@@ -163,10 +164,11 @@ func (p *Pool) Path(v disk.Volume) string {
 }
 
 // InUse returns errs.Busy while a program outside of tarn holds volume v open
-// for writing, as far as the technology can tell.
+// for writing, as far as the technology can tell, and errs.Corrupt if another
+// object has v's name.
 func (p *Pool) InUse(ctx context.Context, v disk.Volume) error {
 	if pr, ok := p.Driver.(driver.Prober); ok {
-		return pr.Probe(ctx, driver.Ref{ID: v.ID, Name: v.Name})
+		return pr.Probe(ctx, Ref(v))
 	}
 	return nil
 }

@@ -285,7 +285,8 @@ func (p *pool) checkIdentity(op string, r driver.Ref, f *os.File) error {
 // sameObject refuses another file under the volume's name.
 func sameObject(op string, r driver.Ref, st unix.Statx_t) error {
 	if got := backendID(st); r.BackendID != "" && got != r.BackendID {
-		return errs.New(errs.Corrupt, op, subject(r), "another file has the volume's name: it is %s, the record says %s", got, r.BackendID)
+		return errs.New(errs.Corrupt, op, subject(r), "another file has the volume's name: it is %s, the record says %s", got, r.BackendID).
+			WithHint("see what it is, and move it out of the pool if it is not needed there")
 	}
 	return nil
 }
