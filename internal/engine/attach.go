@@ -302,17 +302,17 @@ func (e *Engine) DiskDetach(ctx context.Context, ref string, r api.Detach) error
 func (e *Engine) detach(ctx context.Context, d draft, ds []diskRecords, force bool) error {
 	var vols []disk.Volume
 	for _, r := range ds {
-		if r.lease == nil {
-			continue
-		}
 		name := r.instance.Name + "/" + r.disk.Name
 		if !force {
-			if r.lease.HostID != e.cfg.Host.ID {
+			if r.lease != nil && r.lease.HostID != e.cfg.Host.ID {
 				return errs.New(errs.Busy, "disk.detach", name, "%s is attached to another host (%s)", name, r.lease.HostID).WithHint("detach it there, or say --force if that host is gone for good")
 			}
 			if err := e.unlocked(ctx, r.volume); err != nil {
 				return errs.Wrap(err, "disk.detach", name)
 			}
+		}
+		if r.lease == nil {
+			continue
 		}
 		vols = append(vols, r.volume)
 		d.resources = append(d.resources, "volume:"+string(r.volume.ID))
