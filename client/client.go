@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -75,6 +76,9 @@ func (c *Client) build(ctx context.Context, r request) (*http.Request, error) {
 	}
 	body := r.stream
 	if r.body != nil {
+		if err := checkText(reflect.ValueOf(r.body)); err != nil {
+			return nil, err
+		}
 		text, err := json.Marshal(r.body)
 		if err != nil {
 			return nil, errs.Wrap(err, "client.request", "")

@@ -85,6 +85,19 @@ func TestStatusOfAChange(t *testing.T) {
 	}
 }
 
+// TestABodyIsUTF8 sends names that JSON would decode as others.
+func TestABodyIsUTF8(t *testing.T) {
+	c := settings(t)
+	start(t, c, quiet)
+	call := caller(t, c.Socket)
+	for _, name := range []string{"a\xffb", `a\ud800b`} {
+		status, _, b := call("POST", "/v1/instances?wait=60", "", json.RawMessage(`{"name":"`+name+`"}`))
+		if status != 400 || !strings.Contains(string(b), `"kind":"invalid"`) {
+			t.Errorf("an instance named %q: got %d %s, want 400", name, status, b)
+		}
+	}
+}
+
 // TestMetrics looks at the figures after a streamed import, during which
 // another call was answered.
 func TestMetrics(t *testing.T) {

@@ -51,7 +51,7 @@ func within(c, first, last byte) bool { return first <= c && c <= last }
 
 // CheckName returns an error that says why name cannot name an object of the
 // given type ("pool"). A name is 1-255 bytes of UTF-8 in normal form C without
-// control or bidirectional-format characters, without "/", ",", ":" and a
+// control, replacement or bidirectional-format characters, without "/", ",", ":" and a
 // leading dash, not "." or "..", and must not read as a size, id or serial, so
 // that every command line has one meaning.
 func CheckName(typ, name string) error {
@@ -76,6 +76,9 @@ func CheckName(typ, name string) error {
 		return bad("a name cannot begin or end with a space")
 	}
 	for _, r := range name {
+		if r == utf8.RuneError {
+			return bad("a name cannot contain %U, which stands for bytes that were no UTF-8", r)
+		}
 		if strings.ContainsRune("/,:", r) {
 			return bad("a name cannot contain %q", r)
 		}

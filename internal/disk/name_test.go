@@ -17,7 +17,7 @@ func TestCheckName(t *testing.T) {
 	}
 	for _, bad := range []string{
 		"", ".", "..", "-x", "a/b", "a,b", "a:b", "a\nb", "a\x00", " a", "a ", "\xff", "e\u0301",
-		"a\u202eb", "a\u200bb", "20G", "4096", "1.5T", strings.Repeat("n", 256), "abcdefghij0123456789",
+		"a\u202eb", "a\u200bb", "a\ufffdb", "20G", "4096", "1.5T", strings.Repeat("n", 256), "abcdefghij0123456789",
 		"0198f000-0000-7000-8000-000000000000", "0198F000-0000-7000-8000-000000000000",
 	} {
 		if err := disk.CheckName("pool", bad); !errors.Is(err, errs.Invalid) {

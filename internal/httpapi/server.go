@@ -7,10 +7,12 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"time"
+	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -55,6 +57,15 @@ type Server struct {
 	stop    context.CancelFunc
 }
 
+// unmarshalText is json.Unmarshal that refuses what is not UTF-8, which JSON has
+// to be: decoded, a name would be another name.
+func unmarshalText(data []byte, v any) error {
+	if !utf8.Valid(data) {
+		return errors.New("the body is not valid UTF-8")
+	}
+	return json.Unmarshal(data, v)
+}
+
 // New returns a Server that is not serving yet.
 func New(c Config) (*Server, error) {
 	s := &Server{engine: c.Engine, log: c.Log, clock: c.Clock, mux: &routes{ServeMux: http.NewServeMux()}}
@@ -70,7 +81,7 @@ func New(c Config) (*Server, error) {
 			},
 			Components: &huma.Components{Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)},
 		},
-		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat},
+		Formats:                      map[string]huma.Format{"application/json": {Marshal: huma.DefaultJSONFormat.Marshal, Unmarshal: unmarshalText}},
 		DefaultFormat:                "application/json",
 		RejectUnknownQueryParameters: true,
 	})
