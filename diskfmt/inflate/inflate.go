@@ -387,103 +387,150 @@ func fill(table []entry, code, l uint, e entry) {
 	}
 }
 
-// margin is how much of dst the fast loop may touch behind out in one round:
-// two literals, the longest match, and the last word of its copy.
-const margin = 2 + 258 + 8
+// Where block may run: as far from the ends as one round may reach. It reads
+// src three times, each seven bytes on at most, eight bytes at once; it writes
+// three literals and the longest match, in words whose last may reach past it
+// and of which two are written for the shortest.
+const (
+	marginIn  = 2*7 + 8
+	marginOut = 3 + 258 + 16
+)
 
 // block decodes a block's symbols into dst from out on (RFC 1951, section
-// 3.2.3). The first loop runs where neither end is near: it reads without
-// checking, three literals or a match at a time, and copies words, the last of
-// which may reach past the match.
+// 3.2.3), as libdeflate does: up to three literals or a match in a round, and
+// the next symbol looked up before the bytes of the last are copied. It runs
+// where neither end is near and leaves the rest to rest.
 func (r *reader) block(t *tables, dst []byte, out int) (int, error) {
-	src, pos, buf, n := r.src, r.pos, r.buf, r.n
-	lit, dist := &t.lit, &t.dist
-	for len(src)-pos >= 16 && len(dst)-out >= margin {
-		buf |= binary.LittleEndian.Uint64(src[pos:]) << (n & 63)
-		pos += int((63 - n) >> 3)
-		n |= 56
-		e := lit[buf&(1<<literalBits-1)]
+	lastIn, lastOut := len(r.src)-marginIn, len(dst)-marginOut
+	if r.pos > lastIn || out > lastOut {
+		return r.rest(t, dst, out)
+	}
+	src, pos, buf, n := r.src, r.pos, r.buf, uint32(r.n)
+	pos, buf, n = more(src, pos, buf, n)
+	e := t.lit[buf&(1<<literalBits-1)]
+	for {
+		saved := buf
+		buf >>= e & 63
+		n -= e
 		if e&isLiteral != 0 {
-			buf >>= e & lowBits & 63
-			n -= uint(e & lowBits)
 			dst[out] = byte(e >> valueShift)
 			out++
-			if e = lit[buf&(1<<literalBits-1)]; e&isLiteral != 0 {
-				buf >>= e & lowBits & 63
-				n -= uint(e & lowBits)
+			e = t.lit[buf&(1<<literalBits-1)]
+			saved = buf
+			buf >>= e & 63
+			n -= e
+			if e&isLiteral != 0 {
 				dst[out] = byte(e >> valueShift)
 				out++
-				e = lit[buf&(1<<literalBits-1)]
+				e = t.lit[buf&(1<<literalBits-1)]
+				saved = buf
+				buf >>= e & 63
+				n -= e
+				if e&isLiteral != 0 {
+					dst[out] = byte(e >> valueShift)
+					out++
+					goto next
+				}
 			}
 		}
 		if e&isSpecial != 0 {
-			buf >>= e & lowBits & 63
-			n -= uint(e & lowBits)
 			if e&isEnd != 0 {
-				r.pos, r.buf, r.n = pos, buf, n
+				r.pos, r.buf, r.n = pos, buf, uint(n&63)
 				return out, nil
 			}
 			i := uint64(e>>valueShift) + buf&(1<<(e>>codeShift&codeMask)-1)
 			if i >= literalSize {
 				return 0, ErrCorrupt
 			}
-			if e = lit[i]; e&isSpecial != 0 {
-				r.pos, r.buf, r.n = pos, buf>>(e&lowBits&63), n-uint(e&lowBits)
+			e = t.lit[i]
+			saved = buf
+			buf >>= e & 63
+			n -= e
+			if e&isSpecial != 0 {
+				r.pos, r.buf, r.n = pos, buf, uint(n&63)
 				return out, nil
 			}
-		}
-		saved := buf
-		buf >>= e & lowBits & 63
-		n -= uint(e & lowBits)
-		if e&isLiteral != 0 {
-			dst[out] = byte(e >> valueShift)
-			out++
-			continue
+			if e&isLiteral != 0 {
+				dst[out] = byte(e >> valueShift)
+				out++
+				goto next
+			}
 		}
 		if e == 0 {
 			return 0, ErrCorrupt
 		}
-		length := int(e>>valueShift) + int(saved&(1<<(e&lowBits&63)-1)>>(e>>codeShift&codeMask))
-
-		buf |= binary.LittleEndian.Uint64(src[pos:]) << (n & 63)
-		pos += int((63 - n) >> 3)
-		n |= 56
-		if e = dist[buf&(1<<distBits-1)]; e&isSpecial != 0 {
-			buf >>= e & lowBits & 63
-			n -= uint(e & lowBits)
-			i := uint64(e>>valueShift) + buf&(1<<(e>>codeShift&codeMask)-1)
-			if i >= distSize {
+		{
+			length := int(e>>valueShift) + int(saved&(1<<(e&63)-1)>>(e>>codeShift&codeMask))
+			if n&63 < 28 {
+				pos, buf, n = more(src, pos, buf, n)
+			}
+			if e = t.dist[buf&(1<<distBits-1)]; e&isSpecial != 0 {
+				buf >>= e & 63
+				n -= e
+				i := uint64(e>>valueShift) + buf&(1<<(e>>codeShift&codeMask)-1)
+				if i >= distSize {
+					return 0, ErrCorrupt
+				}
+				e = t.dist[i]
+			}
+			distance := int(e>>valueShift) + int(buf&(1<<(e&63)-1)>>(e>>codeShift&codeMask))
+			buf >>= e & 63
+			n -= e
+			if e == 0 || distance > out {
 				return 0, ErrCorrupt
 			}
-			e = dist[i]
-		}
-		saved = buf
-		buf >>= e & lowBits & 63
-		n -= uint(e & lowBits)
-		distance := int(e>>valueShift) + int(saved&(1<<(e&lowBits&63)-1)>>(e>>codeShift&codeMask))
-		if e == 0 || distance > out {
-			return 0, ErrCorrupt
-		}
-		from, end := out-distance, out+length
-		if distance >= 8 {
-			for ; out < end; out, from = out+8, from+8 {
-				binary.LittleEndian.PutUint64(dst[out:], binary.LittleEndian.Uint64(dst[from:]))
-			}
-		} else if distance == 1 {
-			word := uint64(dst[from]) * 0x0101010101010101
-			for ; out < end; out += 8 {
-				binary.LittleEndian.PutUint64(dst[out:], word)
-			}
-		} else {
-			for ; out < end; out, from = out+1, from+1 {
-				dst[out] = dst[from]
+			pos, buf, n = more(src, pos, buf, n)
+			e = t.lit[buf&(1<<literalBits-1)]
+
+			from, at := out-distance, out
+			out += length
+			if distance < 8 {
+				repeat(dst, at, out, distance)
+			} else {
+				put(dst, at, load(dst, from))
+				put(dst, at+8, load(dst, from+8))
+				for at += 16; at < out; at += 8 {
+					from += 8
+					put(dst, at, load(dst, from+8))
+				}
 			}
 		}
-		out = end
+		if pos > lastIn || out > lastOut {
+			break
+		}
+		continue
+	next:
+		pos, buf, n = more(src, pos, buf, n)
+		e = t.lit[buf&(1<<literalBits-1)]
+		if pos > lastIn || out > lastOut {
+			break
+		}
 	}
-	r.pos, r.buf, r.n = pos, buf, n
+	r.pos, r.buf, r.n = pos, buf, uint(n&63)
 	return r.rest(t, dst, out)
 }
+
+// more has at least 56 bits in buf, as refill. Of n only the low six bits count.
+func more(src []byte, pos int, buf uint64, n uint32) (int, uint64, uint32) {
+	return pos + int(^n>>3&7), buf | load(src, pos)<<(n&63), n | 56
+}
+
+// repeat copies a match that overlaps itself within a word.
+func repeat(dst []byte, at, end, distance int) {
+	if distance == 1 {
+		for word := uint64(dst[at-1]) * 0x0101010101010101; at < end; at += 8 {
+			put(dst, at, word)
+		}
+	}
+	for ; at < end; at++ {
+		dst[at] = dst[at-distance]
+	}
+}
+
+// load and put name the eight bytes with both ends: that costs one check.
+func load(p []byte, i int) uint64 { return binary.LittleEndian.Uint64(p[i : i+8 : i+8]) }
+
+func put(p []byte, i int, v uint64) { binary.LittleEndian.PutUint64(p[i:i+8:i+8], v) }
 
 // rest decodes what block leaves, symbol by symbol.
 func (r *reader) rest(t *tables, dst []byte, out int) (int, error) {
