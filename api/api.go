@@ -158,6 +158,12 @@ type ImageDetails struct {
 	SigningKey     []byte `json:"signing_key,omitempty"`
 }
 
+// Unchanged is the result of an operation that had nothing to do: what was asked
+// for was so already.
+type Unchanged struct {
+	Unchanged bool `json:"unchanged"`
+}
+
 // ImageSigned says who signed an image: the result of an import whose signature
 // was verified. Name and comment are the signer's own words.
 type ImageSigned struct {

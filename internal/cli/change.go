@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -164,7 +165,7 @@ func result[T any](a *app, get func(id string) (T, error), line string) func(api
 			_, err := fmt.Fprintln(a.Out, op.Subject.ID)
 			return wrote(err)
 		}
-		return a.say("%s %s %s", op.Subject.Type, op.Subject.Name, line)
+		return a.sayChanged(op, line)
 	}
 }
 
@@ -179,8 +180,18 @@ func (a *app) gone(line string) func(api.Operation) error {
 			_, err := fmt.Fprintln(a.Out, op.Subject.ID)
 			return wrote(err)
 		}
-		return a.say("%s %s %s", op.Subject.Type, op.Subject.Name, line)
+		return a.sayChanged(op, line)
 	}
+}
+
+// sayChanged says what became of the operation's subject, or that it was so
+// already.
+func (a *app) sayChanged(op api.Operation, line string) error {
+	var same api.Unchanged
+	if json.Unmarshal(op.Result, &same) == nil && same.Unchanged {
+		return a.say("%s %s is so already; nothing was done", op.Subject.Type, op.Subject.Name)
+	}
+	return a.say("%s %s %s", op.Subject.Type, op.Subject.Name, line)
 }
 
 // printPlan shows what a dry run would do.

@@ -279,7 +279,7 @@ func (e *Engine) CacheAdd(ctx context.Context, o api.Options, r api.CacheAdd) (a
 	}
 	switch base.State {
 	case disk.VolumeReady:
-		return present(e, "cache.add", api.Subject{Type: "image", ID: string(i.ID), Name: i.Name}), nil
+		return e.present(ctx, o, "cache.add", imageSubject(i), r)
 	case disk.VolumeCreating:
 		op, err := e.runner.Get(ctx, journal.ID(base.CreatedBy))
 		v := operationView(op)
@@ -332,8 +332,8 @@ func (e *Engine) CachePrune(ctx context.Context, o api.Options, r api.CachePrune
 		d.steps = append(d.steps, journal.NewStep(stepVolumeDelete, volumeArgs{Volume: b.ID}))
 		d.notes = append(d.notes, "deletes the unreferenced base "+b.Name+" ("+disk.FormatSize(b.Allocated)+")")
 	}
-	if len(victims) == 0 && !o.DryRun {
-		return present(e, "cache.prune", api.Subject(d.subject)), nil
+	if len(victims) == 0 {
+		return e.present(ctx, o, "cache.prune", d.subject, r)
 	}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
 		for _, b := range victims {

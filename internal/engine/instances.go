@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"slices"
 	"strings"
 
@@ -52,7 +51,8 @@ func instanceSubject(i disk.Instance) journal.Subject {
 	return journal.Subject{Type: "instance", ID: string(i.ID), Name: i.Name}
 }
 
-// InstanceCreate records an instance and makes its disks.
+// InstanceCreate records an instance and makes its disks. With IfAbsent an
+// instance of that name and shape is as good.
 func (e *Engine) InstanceCreate(ctx context.Context, o api.Options, r api.InstanceCreate) (api.Outcome, error) {
 	if err := disk.CheckName("instance", r.Name); err != nil {
 		return api.Outcome{}, err
@@ -65,13 +65,14 @@ func (e *Engine) InstanceCreate(ctx context.Context, o api.Options, r api.Instan
 	if out, err := e.seen(ctx, o, "instance.create", request); out != nil || err != nil {
 		return answer(out, err)
 	}
-	if r.IfAbsent {
-		if i, err := e.Instance(ctx, r.Name); err == nil {
-			return present(e, "instance.create", api.Subject{Type: "instance", ID: i.ID, Name: i.Name}), nil
-		} else if !errors.Is(err, errs.NotFound) {
-			return api.Outcome{}, err
-		}
+	out, err := e.instanceCreate(ctx, o, r, request)
+	if err != nil && r.IfAbsent {
+		return e.ifAbsent(ctx, o, r, request, err)
 	}
+	return out, err
+}
+
+func (e *Engine) instanceCreate(ctx context.Context, o api.Options, r, request api.InstanceCreate) (api.Outcome, error) {
 	now := e.now()
 	b := buildOrder{New: true, Instance: disk.Instance{ID: disk.InstanceID(or(r.ID, newID())), Name: r.Name, CreatedAt: now, UpdatedAt: now}}
 	d := newDraft("instance.create", instanceSubject(b.Instance))
@@ -99,6 +100,9 @@ func (e *Engine) InstanceCreate(ctx context.Context, o api.Options, r api.Instan
 	})
 	var out api.Outcome
 	if err == nil {
+		if len(sur.missing) > 0 { // nobody else fetches bases for an instance of that name
+			d.resources = append(d.resources, "instance:"+r.Name)
+		}
 		out, err = e.submitBuild(ctx, o, d, b, sur)
 	}
 	if err != nil || o.DryRun {
@@ -154,12 +158,6 @@ func (e *Engine) orderConfig(ctx context.Context, tx *store.Tx, sur *survey, d *
 	e.configs.put(d.id, data)
 	d.steps = append(d.steps, journal.NewStep(spoolStep, spoolArgs{Volume: o.Volume, Pool: o.Pool, Input: req.Input}))
 	return nil
-}
-
-// present is the outcome of a request whose object was already there.
-func present(e *Engine, kind string, s api.Subject) api.Outcome {
-	now := e.now()
-	return api.Outcome{Operation: &api.Operation{Kind: kind, State: string(journal.Done), Subject: s, Steps: []api.Step{}, CreatedAt: now, UpdatedAt: now}}
 }
 
 // InstanceRename gives an instance another name, in the records and in the

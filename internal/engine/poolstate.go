@@ -130,8 +130,8 @@ func (e *Engine) PoolStart(ctx context.Context, o api.Options, ref string) (api.
 	if err != nil {
 		return api.Outcome{}, err
 	}
-	if _, ok := e.pools.get(r.ID); ok && r.State == disk.PoolActive {
-		return present(e, "pool.start", api.Subject(poolSubject(r))), nil
+	if r.State == disk.PoolActive && e.answers(ctx, r.ID) {
+		return e.present(ctx, o, "pool.start", poolSubject(r), named{ref})
 	}
 	return e.changePoolState(ctx, o, "pool.start", ref, r, disk.PoolActive)
 }
@@ -147,7 +147,7 @@ func (e *Engine) PoolStop(ctx context.Context, o api.Options, ref string) (api.O
 		return api.Outcome{}, err
 	}
 	if r.State == disk.PoolInactive {
-		return present(e, "pool.stop", api.Subject(poolSubject(r))), nil
+		return e.present(ctx, o, "pool.stop", poolSubject(r), named{ref})
 	}
 	return e.changePoolState(ctx, o, "pool.stop", ref, r, disk.PoolInactive)
 }

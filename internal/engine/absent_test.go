@@ -1,0 +1,106 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/errs"
+)
+
+// TestIfAbsent asks for an instance that is there: only one of the same shape
+// will do, and it takes an operation that says that nothing was done.
+func TestIfAbsent(t *testing.T) {
+	ctx, none := context.Background(), api.Options{}
+	b := newBench(t)
+	b.pool("one")
+	b.pool("two")
+	b.image("debian", 1<<20, "one")
+	b.image("other", 1<<20, "one")
+	create := func(change func(*api.InstanceCreate)) (api.Outcome, error) {
+		r := api.InstanceCreate{Name: "web1", Pool: "one", IfAbsent: true, Disks: []api.DiskSpec{
+			{Role: "root", Image: "debian", Size: 2 << 20, Bus: "scsi"}, {Role: "data", Size: 8 << 20, FS: "ext4", Label: "x"},
+		}, ConfigDrive: &api.ConfigDrive{Kind: "cidata", Files: []api.ConfigFile{{Path: "user-data", Data: []byte("#cloud-config\n")}}}}
+		if change != nil {
+			change(&r)
+		}
+		return b.InstanceCreate(ctx, none, r)
+	}
+	first := b.must(create(nil))
+	before := jsonOf(t, must(b.Instance(ctx, "web1")))
+	id := must(b.Instance(ctx, "web1")).ID
+	b.must(b.ImageRename(ctx, none, "debian", "bookworm"))
+
+	for name, change := range map[string]func(*api.InstanceCreate){
+		"the same":        func(r *api.InstanceCreate) { r.Disks[0].Image = "bookworm" },
+		"its id":          func(r *api.InstanceCreate) { r.ID, r.Disks[0].Image = id, "bookworm" },
+		"nothing special": func(r *api.InstanceCreate) { r.Pool, r.Disks[0].Image, r.Disks[0].Bus = "", "bookworm", "" },
+	} {
+		op := b.must(create(change))
+		if op.ID == "" || op.ID == first.ID || string(op.Result) != `{"unchanged":true}` {
+			t.Errorf("%s: operation %q with the result %s, want one that says that nothing was done", name, op.ID, op.Result)
+		}
+	}
+	for says, change := range map[string]func(*api.InstanceCreate){
+		"its id is":    func(r *api.InstanceCreate) { r.ID = "01980000-0000-7000-8000-000000000000" },
+		"3 disks":      func(r *api.InstanceCreate) { r.Disks = r.Disks[:1] },
+		"the size":     func(r *api.InstanceCreate) { r.Disks[1].Size = 16 << 20 },
+		"the role":     func(r *api.InstanceCreate) { r.Disks[1] = api.DiskSpec{Role: "ephemeral", Size: 8 << 20} },
+		"file system":  func(r *api.InstanceCreate) { r.Disks[1].FS = "vfat" },
+		"the label":    func(r *api.InstanceCreate) { r.Disks[1].Label = "y" },
+		"not other":    func(r *api.InstanceCreate) { r.Disks[0].Image = "other" },
+		"not nosuch":   func(r *api.InstanceCreate) { r.Disks[0].Image = "nosuch" },
+		"not virtio":   func(r *api.InstanceCreate) { r.Disks[0].Bus = "virtio" },
+		"not two":      func(r *api.InstanceCreate) { r.Pool = "two" },
+		"config drive": func(r *api.InstanceCreate) { r.ConfigDrive.Files[0].Data = []byte("#cloud-config\n# 2\n") },
+	} {
+		_, err := create(func(r *api.InstanceCreate) { r.Disks[0].Image = "bookworm"; change(r) })
+		if !errors.Is(err, errs.Exists) || !strings.Contains(err.Error(), says) {
+			t.Errorf("another shape: got %v, want %s that says %q", err, errs.Exists, says)
+		}
+	}
+	if after := jsonOf(t, must(b.Instance(ctx, "web1"))); after != before {
+		t.Errorf("asking changed the instance:\n%s\nwas\n%s", after, before)
+	}
+	plan, err := b.InstanceCreate(ctx, api.Options{DryRun: true}, api.InstanceCreate{Name: "web1", IfAbsent: true})
+	if !errors.Is(err, errs.Exists) {
+		t.Errorf("a dry run of another shape: %+v, %v, want %s", plan, err, errs.Exists)
+	}
+	if _, err := b.InstanceCreate(ctx, none, api.InstanceCreate{Name: "web2", Pool: "one", IfAbsent: true, Disks: []api.DiskSpec{{Role: "root", Image: "nosuch"}}}); !errors.Is(err, errs.NotFound) {
+		t.Errorf("an absent one of no image: %v, want %s", err, errs.NotFound)
+	}
+	b.silent("asking for what is there")
+}
+
+// TestIfAbsentAtOnce asks for one instance several times at once, also where its
+// base has to be fetched first: all get it.
+func TestIfAbsentAtOnce(t *testing.T) {
+	ctx := context.Background()
+	b := newBench(t)
+	b.pool("one")
+	b.pool("two")
+	b.image("debian", 1<<20, "one")
+	for _, disk := range []api.DiskSpec{{Role: "data", Size: 1 << 20}, {Role: "root", Image: "debian"}} {
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				out, err := b.InstanceCreate(ctx, api.Options{}, api.InstanceCreate{Name: disk.Role, Pool: "two", IfAbsent: true, Disks: []api.DiskSpec{disk}})
+				if err != nil {
+					t.Errorf("%s: %v", disk.Role, err)
+					return
+				}
+				if op := b.do(out, nil); op.State != "done" {
+					t.Errorf("%s: %s %+v", disk.Role, op.State, op.Error)
+				}
+			})
+		}
+		all.Wait()
+	}
+	if l := listOf(b.Instances(ctx, api.Page{})); len(l.Items) != 2 || len(l.Items[0].Disks) != 1 || len(l.Items[1].Disks) != 1 {
+		t.Errorf("there are %+v, want two instances with a disk each", l.Items)
+	}
+	b.silent("asking at once")
+}
