@@ -71,6 +71,9 @@ func (e *Engine) presentable(ctx context.Context, op string, r diskRecords) erro
 	}
 	p, err := e.pool(r.pool)
 	if err == nil {
+		_, err = p.Stat(ctx) // the hypervisor goes by the path
+	}
+	if err == nil {
 		err = e.opens(ctx, p, r.volume, driver.Base)
 	}
 	if errors.Is(err, errs.Corrupt) && errors.Is(e.unlocked(ctx, r.volume), errs.Busy) {

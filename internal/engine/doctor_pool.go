@@ -80,8 +80,30 @@ func (c *checkup) checkPool(ctx context.Context, r disk.Pool) (*finding, bool, e
 			advise("see to its storage, then tarn pool start %s", r.Name)
 		return &f, false, nil
 	}
+	if _, err := p.Stat(ctx); err != nil {
+		f := unreadable(r, err)
+		return &f, false, ctx.Err()
+	}
 	f, sound := c.checkMarker(ctx, p, want)
 	return f, sound, nil
+}
+
+// unreadable says that the storage of pool r does not answer.
+func unreadable(r disk.Pool, err error) finding {
+	return found("I14", r.Name, "the storage of pool %s cannot be looked at: %s", r.Name, message(err)).
+		advise("see to it, then tarn pool stop %s and tarn pool start %s", r.Name, r.Name)
+}
+
+// leaveOut reports that the storage of a pool does not answer, and takes the
+// pool out of the further checks: those of the others go on. It returns what is
+// no fault of the pool.
+func (c *checkup) leaveOut(ctx context.Context, r disk.Pool, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	c.add(ctx, unreadable(r, err))
+	delete(c.pools, r.ID)
+	return nil
 }
 
 // whyClosed tries to open a pool and tells what happened.
@@ -160,7 +182,10 @@ func (c *checkup) checkDomains(ctx context.Context) error {
 			continue // stopped meanwhile
 		}
 		if err != nil {
-			return err
+			if err := c.leaveOut(ctx, r, err); err != nil {
+				return err
+			}
+			continue
 		}
 		if other, ok := storages[u.Storage]; ok {
 			c.add(ctx, found("I11", r.Name, "pools %s and %s are the same storage (%s)", other, r.Name, u.Storage).

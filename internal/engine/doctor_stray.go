@@ -32,7 +32,10 @@ func (c *checkup) checkStrays(ctx context.Context) error {
 				break // stopped meanwhile
 			}
 			if err != nil {
-				return err
+				if err := c.leaveOut(ctx, c.pools[id], err); err != nil {
+					return err
+				}
+				break
 			}
 		}
 	}

@@ -298,6 +298,8 @@ func (c *checkup) look(ctx context.Context, a around, first bool) ([]finding, er
 		return nil, ctx.Err() // stopped meanwhile
 	case errors.Is(err, errs.NotFound):
 		return []finding{c.gone(a)}, nil
+	case errors.Is(err, errs.Unavailable) && ctx.Err() == nil:
+		return []finding{found("I14", a.name(), "%s cannot be looked at: %s", a.name(), message(err)).advise("see to the storage of pool %s", a.pool.Name)}, nil
 	}
 	return fs, err
 }

@@ -2,13 +2,13 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/plan"
-	"github.com/tarn-storage/tarn/internal/pool"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
 	"github.com/tarn-storage/tarn/internal/store"
 )
@@ -80,11 +80,7 @@ func (m measured) space(ctx context.Context, tx *store.Tx, id disk.DomainID) (pl
 // there is. The foreign share comes from the last sample; only the first
 // measurement of a domain waits for one.
 func (e *Engine) measure(ctx context.Context, id disk.DomainID) (measured, error) {
-	p, err := e.witness(ctx, id)
-	if err != nil {
-		return measured{}, err
-	}
-	u, err := p.Stat(ctx)
+	u, err := e.witness(ctx, id)
 	if err != nil {
 		return measured{}, err
 	}
@@ -97,30 +93,41 @@ func (e *Engine) measure(ctx context.Context, id disk.DomainID) (measured, error
 	return m, err
 }
 
-// witness returns an open pool of domain id: the one that was asked last time
-// while it stays open.
-func (e *Engine) witness(ctx context.Context, id disk.DomainID) (*pool.Pool, error) {
+// witness returns what an open pool of domain id says of it: the pool that was
+// asked last time while it answers.
+func (e *Engine) witness(ctx context.Context, id disk.DomainID) (driver.Usage, error) {
 	e.space.mu.Lock()
 	via := e.space.get(id).via
 	e.space.mu.Unlock()
 	if p, ok := e.pools.get(via); ok {
-		return p, nil
+		if u, err := p.Stat(ctx); !errors.Is(err, errs.Unavailable) {
+			return u, err
+		}
 	}
 	pools, err := e.domainPools(ctx, id)
 	if err != nil {
-		return nil, err
+		return driver.Usage{}, err
 	}
 	name := string(id)
 	for _, r := range pools {
-		if p, ok := e.pools.get(r.ID); ok {
-			e.space.mu.Lock()
-			e.space.get(id).via = r.ID
-			e.space.mu.Unlock()
-			return p, nil
-		}
 		name = r.Name
+		p, ok := e.pools.get(r.ID)
+		if !ok {
+			continue
+		}
+		var u driver.Usage
+		if u, err = p.Stat(ctx); errors.Is(err, errs.Unavailable) {
+			continue // another pool may answer
+		}
+		e.space.mu.Lock()
+		e.space.get(id).via = r.ID
+		e.space.mu.Unlock()
+		return u, err
 	}
-	return nil, errs.New(errs.Unavailable, "pool", name, "pool %s is not active", name).WithHint("tarn pool start %s", name)
+	if err != nil {
+		return driver.Usage{}, err
+	}
+	return driver.Usage{}, errs.New(errs.Unavailable, "pool", name, "pool %s is not active", name).WithHint("tarn pool start %s", name)
 }
 
 // foreign returns the sample of what others use, refreshing it behind the
@@ -177,6 +184,9 @@ func (e *Engine) physical(ctx context.Context, id disk.DomainID) (int64, error) 
 		}
 		if ph, ok := p.Driver.(driver.Physical); ok {
 			n, err := ph.Physical(ctx)
+			if errors.Is(err, errs.Unavailable) {
+				continue // what is left there counts as others'
+			}
 			if err != nil {
 				return 0, err
 			}

@@ -203,7 +203,7 @@ func (e *Engine) poolView(ctx context.Context, r disk.Pool) (api.Pool, error) {
 	for _, f := range r.ImageFormats {
 		out.ImageFormats = append(out.ImageFormats, string(f))
 	}
-	if _, ok := e.pools.get(r.ID); !ok && r.State == disk.PoolActive {
+	if r.State == disk.PoolActive && !e.answers(ctx, r.ID) {
 		out.State = "unavailable"
 	}
 	err := e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
@@ -230,6 +230,16 @@ func (e *Engine) poolView(ctx context.Context, r disk.Pool) (api.Pool, error) {
 		return err
 	})
 	return out, err
+}
+
+// answers reports whether a pool is open and its storage where it was.
+func (e *Engine) answers(ctx context.Context, id disk.PoolID) bool {
+	p, ok := e.pools.get(id)
+	if ok {
+		_, err := p.Stat(ctx)
+		ok = err == nil
+	}
+	return ok
 }
 
 // sharing names the other pools of r's capacity domain.

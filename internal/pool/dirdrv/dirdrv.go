@@ -180,6 +180,32 @@ func checkName(op, name string) error {
 	return nil
 }
 
+// present returns errs.Unavailable if the pool's path does not lead to the
+// directory that was opened: it was removed, moved away or covered. What is open
+// works on, but nobody else would find a volume.
+func (p *pool) present() error {
+	var open, there unix.Stat_t
+	err := p.root.use(func(fd int) error { return unix.Fstat(fd, &open) })
+	if err == nil {
+		err = unix.Lstat(p.path, &there)
+	}
+	if isNotExist(err) || err == nil && (open.Dev != there.Dev || open.Ino != there.Ino) {
+		return errs.New(errs.Unavailable, "pool", p.path, "the pool's directory is not at %s any more", p.path).
+			WithHint("bring it back, or mount its file system, then tarn pool stop and tarn pool start")
+	}
+	return err
+}
+
+// absent returns err, or the pool's absence if that is why something is missing.
+func (p *pool) absent(err error) error {
+	if isNotExist(err) {
+		if gone := p.present(); gone != nil {
+			return gone
+		}
+	}
+	return err
+}
+
 // failed gives err op and subject.
 func failed(op, subject string, err error) error { return blkio.Error(op, subject, err) }
 

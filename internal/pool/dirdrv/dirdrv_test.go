@@ -1,6 +1,7 @@
 package dirdrv_test
 
 import (
+	"errors"
 	"bytes"
 	"fmt"
 	"io/fs"
@@ -46,6 +47,17 @@ func harness(root func(t *testing.T) string) drivertest.Harness {
 			defer d.Close()
 			if err := unix.Syncfs(int(d.Fd())); err != nil {
 				t.Fatal(err)
+			}
+		},
+		Vanish: func(t *testing.T, c driver.Config) func() {
+			kept := filepath.Join(t.TempDir(), "kept")
+			if err := errors.Join(os.CopyFS(kept, os.DirFS(c.Path)), os.RemoveAll(c.Path), os.Mkdir(c.Path, 0o711)); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := os.CopyFS(c.Path, os.DirFS(kept)); err != nil {
+					t.Fatal(err)
+				}
 			}
 		},
 		Residue: residue,

@@ -41,7 +41,7 @@ func (p *pool) Staged(ctx context.Context) iter.Seq2[disk.VolumeID, error] {
 			return yield(disk.VolumeID(id), nil)
 		})
 		if err != nil {
-			yield("", failed("pool.staged", p.path, err))
+			yield("", failed("pool.staged", p.path, p.absent(err)))
 		}
 	}
 }

@@ -50,6 +50,9 @@ func (p *pool) Sidecar(ctx context.Context, name string) ([]byte, error) {
 		return nil, failed(op, name, err)
 	}
 	data, err := p.root.readFile(file)
+	if name == "" {
+		err = p.absent(err)
+	}
 	if isNotExist(err) {
 		return nil, errs.New(errs.NotFound, op, name, "there is no %s", file)
 	}
@@ -83,7 +86,7 @@ func (p *pool) Sidecars(ctx context.Context) iter.Seq2[driver.Record, error] {
 			return yield(driver.Record{Name: name, Data: data}, failed("pool.sidecars", name, err))
 		})
 		if err != nil {
-			yield(driver.Record{}, failed("pool.sidecars", p.path, err))
+			yield(driver.Record{}, failed("pool.sidecars", p.path, p.absent(err)))
 		}
 	}
 }

@@ -105,7 +105,11 @@ func (p *pool) Stat(ctx context.Context) (driver.Usage, error) {
 		return driver.Usage{}, failed("pool.stat", p.path, err)
 	}
 	var fs unix.Statfs_t
-	if err := p.root.use(func(fd int) error { return unix.Fstatfs(fd, &fs) }); err != nil {
+	err := p.present()
+	if err == nil {
+		err = p.root.use(func(fd int) error { return unix.Fstatfs(fd, &fs) })
+	}
+	if err != nil {
 		return driver.Usage{}, failed("pool.stat", p.path, err)
 	}
 	unit := fs.Frsize
@@ -141,7 +145,7 @@ func (p *pool) Physical(ctx context.Context) (int64, error) {
 			err = p.measure(at, &u)
 		}
 	}
-	return u.sum(), failed("pool.physical", p.path, err)
+	return u.sum(), failed("pool.physical", p.path, p.absent(err))
 }
 
 type place struct {

@@ -35,7 +35,10 @@ func (p *pool) stage(ctx context.Context, op string, s driver.Spec, fill func(f 
 	if err := ctx.Err(); err != nil {
 		return failed(op, id, err)
 	}
-	var err error
+	err := p.present()
+	if err != nil {
+		return failed(op, id, err)
+	}
 	if s.Size == 0 && fill == nil {
 		err = p.makeEmpty(id)
 	} else {
@@ -255,7 +258,7 @@ func (p *pool) device(op string, r driver.Ref, m driver.Mode) (*blkio.File, erro
 	}
 	f, err := at.open(name, flags)
 	if err != nil {
-		return nil, missing(op, r, err)
+		return nil, missing(op, r, p.absent(err))
 	}
 	if err = p.checkIdentity(op, r, f); err == nil {
 		err = lock(f, m)
@@ -466,7 +469,7 @@ func (p *pool) List(ctx context.Context) iter.Seq2[driver.Object, error] {
 			return yield(object(name, st), failed("pool.list", name, err))
 		})
 		if err != nil {
-			yield(driver.Object{}, failed("pool.list", p.path, err))
+			yield(driver.Object{}, failed("pool.list", p.path, p.absent(err)))
 		}
 	}
 }

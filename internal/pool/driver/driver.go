@@ -150,7 +150,10 @@ type Driver interface {
 	// of what cannot be a volume (a directory, a symlink) the name alone.
 	List(ctx context.Context) iter.Seq2[Object, error]
 
-	// Stat returns the usage of the space behind the pool.
+	// Stat returns the usage of the space behind the pool. It is errs.Unavailable
+	// when the storage that was opened is not where it was, and so is Create. Where
+	// nothing is left of it, so are Open, List, Sidecars and the marker's Sidecar;
+	// Delete and Describe find nothing there.
 	Stat(ctx context.Context) (Usage, error)
 
 	// PutSidecar replaces the sidecar of a published volume, or with an empty

@@ -44,6 +44,10 @@ type Harness struct {
 	// make; nil where a pool can hold none.
 	Foreign func(t *testing.T, c driver.Config, name string)
 
+	// Vanish takes the storage at c away under an open pool, until back is
+	// called; nil where that cannot be had.
+	Vanish func(t *testing.T, c driver.Config) (back func())
+
 	// Residue lists everything that lies in the storage at c, each line with
 	// what tells two of them apart, in any stable order. It may leave out what
 	// the driver keeps for itself as long as the pool is open.
@@ -60,7 +64,7 @@ func Run(t *testing.T, h Harness) {
 		name string
 		run  func(*testing.T, Harness)
 	}{
-		{"Place", testPlace}, {"Served", testServed}, {"Create", testCreate}, {"Publish", testPublish}, {"Open", testOpen},
+		{"Place", testPlace}, {"Served", testServed}, {"Vanished", testVanished}, {"Create", testCreate}, {"Publish", testPublish}, {"Open", testOpen},
 		{"Device", testDevice}, {"Extents", testExtents}, {"Locks", testLocks}, {"Resize", testResize},
 		{"Clone", testClone}, {"Delete", testDelete}, {"List", testList}, {"Sidecars", testSidecars},
 		{"Names", testNames}, {"Sizes", testSizes}, {"Stat", testStat}, {"Physical", testPhysical},

@@ -100,6 +100,30 @@ func testServed(t *testing.T, h Harness) {
 	wantNil(t, "Remove of a closed pool", h.Type.Remove(t.Context(), p.c))
 }
 
+// testVanished takes the storage away under an open pool.
+func testVanished(t *testing.T, h Harness) {
+	if h.Vanish == nil {
+		t.Skip("the harness cannot take the storage away")
+	}
+	p := newPool(t, h)
+	ctx := t.Context()
+	a := p.volume("a", mib, pattern(mib), false)
+	back := h.Vanish(t, p.c)
+	wantKind(t, "Stat", errOf(p.Stat(ctx)), errs.Unavailable)
+	wantKind(t, "Create", p.Create(ctx, driver.Spec{ID: newRef("").ID, Size: mib}), errs.Unavailable)
+	wantKind(t, "Open", errOf(p.Open(ctx, a, driver.Read)), errs.Unavailable)
+	wantKind(t, "List", last(p.List(ctx)), errs.Unavailable)
+	wantKind(t, "Sidecars", last(p.Sidecars(ctx)), errs.Unavailable)
+	wantKind(t, "Sidecar of the pool", errOf(p.Sidecar(ctx, "")), errs.Unavailable)
+	wantKind(t, "Describe", errOf(p.Describe(ctx, a)), errs.NotFound)
+	wantNil(t, "Delete of what was never made", p.Delete(ctx, newRef("b")))
+	back()
+	p.open()
+	if _, err := p.Stat(ctx); err != nil || p.names()["a"].Name == "" {
+		t.Errorf("when the storage is back: Stat %v, List %v", err, p.names())
+	}
+}
+
 func errOf[T any](_ T, err error) error { return err }
 
 // testForeignPlace has objects in the storage that are not tarn's.
