@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -125,7 +127,13 @@ func (e *Engine) orderPool(r api.PoolCreate) (disk.Pool, poolArgs, error) {
 	return p, a, nil
 }
 
+// poolPath returns the one form of a path that a request names. What a person
+// could not read back from a message or a listing is refused.
 func poolPath(path string) (string, error) {
+	if !utf8.ValidString(path) || strings.ContainsFunc(path, unicode.IsControl) {
+		return "", errs.New(errs.Invalid, "pool.path", strconv.Quote(path), "a pool's path cannot contain control characters, nor bytes that are not UTF-8").
+			WithHint("rename the directory")
+	}
 	if path == "" || !filepath.IsAbs(path) {
 		return "", errs.New(errs.Invalid, "pool.path", path, "a pool's path must be absolute").WithHint("for example --path /srv/tarn")
 	}

@@ -37,6 +37,8 @@ func openPlace(op, path string) (*dir, error) {
 	switch {
 	case isNotExist(err):
 		return nil, errs.New(errs.Unavailable, op, path, "there is no such directory: its file system is not mounted?")
+	case impossible(err):
+		return nil, errs.New(errs.Invalid, op, path, "no directory can be there: %w", err)
 	case err != nil:
 		return nil, failed(op, path, err)
 	case info.Mode()&os.ModeSymlink != 0:
@@ -53,6 +55,16 @@ func openPlace(op, path string) (*dir, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// impossible reports whether err says that nothing is at a path, nor can be.
+func impossible(err error) bool {
+	for _, e := range []error{unix.EINVAL, unix.ENAMETOOLONG, unix.ENOTDIR, unix.ELOOP} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // checkTrust refuses a directory whose entries somebody else could replace.
