@@ -303,6 +303,7 @@ func (e *Engine) DiskDetach(ctx context.Context, ref string, r api.Detach) error
 }
 
 func (e *Engine) detach(ctx context.Context, d draft, ds []diskRecords, force bool) error {
+	var judged []diskRecords
 	var vols []disk.Volume
 	for _, r := range ds {
 		name := r.instance.Name + "/" + r.disk.Name
@@ -317,7 +318,7 @@ func (e *Engine) detach(ctx context.Context, d draft, ds []diskRecords, force bo
 		if r.lease == nil {
 			continue
 		}
-		vols = append(vols, r.volume)
+		judged, vols = append(judged, r), append(vols, r.volume)
 		d.resources = append(d.resources, "volume:"+string(r.volume.ID))
 	}
 	if len(vols) == 0 {
@@ -328,7 +329,18 @@ func (e *Engine) detach(ctx context.Context, d draft, ds []diskRecords, force bo
 	}
 	measured := e.measureVolumes(ctx, vols)
 	d.steps = []journal.Step{sidecarStep(vols)}
-	d.intent = func(ctx context.Context, tx *store.Tx) error { return e.dropLeases(ctx, tx, vols, measured) }
+	d.intent = func(ctx context.Context, tx *store.Tx) error {
+		for _, r := range judged {
+			same, err := e.dropLease(ctx, tx, *r.lease, measured)
+			if err != nil {
+				return err
+			}
+			if !same {
+				return errs.New(errs.Busy, d.kind, diskSubject(r).Name, "%s was attached anew meanwhile", diskSubject(r).Name).WithHint("try again")
+			}
+		}
+		return nil
+	}
 	return e.run(ctx, d)
 }
 
@@ -343,62 +355,4 @@ func (e *Engine) measureVolumes(ctx context.Context, vols []disk.Volume) map[dis
 		}
 	}
 	return out
-}
-
-// dropLeases removes the leases on vols and records what was measured of them.
-func (e *Engine) dropLeases(ctx context.Context, tx *store.Tx, vols []disk.Volume, allocated map[disk.VolumeID]int64) error {
-	for _, v := range vols {
-		r, err := recordsOf(ctx, tx, v.ID)
-		if err != nil {
-			return err
-		}
-		if n, ok := allocated[v.ID]; ok {
-			r.volume.Allocated = n
-		}
-		r.volume.Generation++
-		if err := errors.Join(tx.Leases.Delete(ctx, v.ID), tx.Volumes.Update(ctx, r.volume), e.emit(ctx, tx, "disk.detached", diskSubject(r), "")); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// releaseOldLeases drops the leases that this host got in an earlier boot: the
-// programs that used them died with it. One whose volume is locked all the same
-// stays, and so does one whose pool is not active.
-func (e *Engine) releaseOldLeases(ctx context.Context) error {
-	old, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]disk.Volume, error) {
-		leases, _, err := tx.Leases.List(ctx, store.Query{Where: []store.Where{store.Eq("host_id", e.cfg.Host.ID), store.Eq("state", disk.LeaseHeld)}})
-		var vols []disk.Volume
-		for _, l := range leases {
-			if l.BootID == e.cfg.Host.BootID || err != nil {
-				continue
-			}
-			var v disk.Volume
-			v, err = tx.Volumes.Get(ctx, l.VolumeID)
-			vols = append(vols, v)
-		}
-		return vols, err
-	})
-	if err != nil {
-		return err
-	}
-	var free []disk.Volume
-	d := newDraft("lease.release", journal.Subject{Type: "host", ID: string(e.cfg.Host.ID), Name: e.cfg.Host.Name})
-	for _, v := range old {
-		if _, ok := e.pools.get(v.PoolID); ok && e.unlocked(ctx, v) == nil {
-			free = append(free, v)
-			d.resources = append(d.resources, "volume:"+string(v.ID))
-		}
-	}
-	if len(free) == 0 {
-		return nil
-	}
-	d.steps = []journal.Step{sidecarStep(free)}
-	d.intent = func(ctx context.Context, tx *store.Tx) error { return e.dropLeases(ctx, tx, free, nil) }
-	_, err = e.submit(ctx, api.Options{}, d)
-	if errors.Is(err, errs.Busy) {
-		return nil // an unfinished operation holds one of them; the next start releases it
-	}
-	return err
 }
