@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
+	"github.com/tarn-storage/tarn/internal/plan"
 	"github.com/tarn-storage/tarn/internal/pool"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
 	"github.com/tarn-storage/tarn/internal/store"
@@ -111,7 +113,13 @@ func cacheOf(mode string) cacheFlags {
 type qemuArgs struct {
 	controllers []string
 	disks       []string
-	scsi, sata  int
+}
+
+// controller adds a controller if no disk needed it before.
+func (q *qemuArgs) controller(device string) {
+	if !slices.Contains(q.controllers, device) {
+		q.controllers = append(q.controllers, "-device", device)
+	}
 }
 
 func (q *qemuArgs) args() []string { return append(q.controllers, q.disks...) }
@@ -158,25 +166,27 @@ func (n node) String() string {
 	return string(b)
 }
 
+// Limits of what QEMU's controllers can have.
+const (
+	lunsPerTarget = 1 << 14
+	portsPerAHCI  = 6
+)
+
+// device places the disk by its recorded device name, not by what else is
+// printed: a guest must find it where it was (I7).
 func (q *qemuArgs) device(d disk.Disk, drive string, cache cacheFlags) string {
 	kind := "hd"
 	if d.Role == disk.RoleCdrom {
 		kind = "cd"
 	}
 	var dev []string
-	switch d.Bus {
+	switch at := plan.DeviceIndex(d.Device); d.Bus {
 	case "scsi":
-		if q.scsi == 0 {
-			q.controllers = append(q.controllers, "-device", "virtio-scsi-pci,id=tarn-scsi")
-		}
-		dev = []string{"scsi-" + kind, "bus=tarn-scsi.0", "channel=0", "scsi-id=0", "lun=" + strconv.Itoa(q.scsi)}
-		q.scsi++
+		q.controller("virtio-scsi-pci,id=tarn-scsi")
+		dev = []string{"scsi-" + kind, "bus=tarn-scsi.0", "channel=0", fmt.Sprintf("scsi-id=%d", at/lunsPerTarget), fmt.Sprintf("lun=%d", at%lunsPerTarget)}
 	case "sata":
-		if q.sata%6 == 0 {
-			q.controllers = append(q.controllers, "-device", "ich9-ahci,id=tarn-sata"+strconv.Itoa(q.sata/6))
-		}
-		dev = []string{"ide-" + kind, fmt.Sprintf("bus=tarn-sata%d.%d", q.sata/6, q.sata%6)}
-		q.sata++
+		q.controller(fmt.Sprintf("ich9-ahci,id=tarn-sata%d", at/portsPerAHCI))
+		dev = []string{"ide-" + kind, fmt.Sprintf("bus=tarn-sata%d.%d", at/portsPerAHCI, at%portsPerAHCI)}
 	default:
 		dev = []string{"virtio-blk-pci"}
 	}

@@ -79,6 +79,15 @@ func letters(i int) string {
 	return s
 }
 
+// DeviceIndex counts device names: sda and vda are 0, sdb 1, sdaa 26.
+func DeviceIndex(device string) int {
+	n := 0
+	for _, c := range []byte(device[min(2, len(device)):]) {
+		n = n*26 + int(c-'a') + 1
+	}
+	return max(0, n-1)
+}
+
 // BootIndex returns the boot order of a new disk: an instance boots from its
 // root first, then from its cdroms; other disks are no boot devices (0).
 func BootIndex(role disk.Role, existing []disk.Disk) int {
