@@ -83,7 +83,7 @@ type PoolCreate struct {
 	DiskFormat   string   `json:"disk_format,omitempty"`   // auto
 	ImageFormats []string `json:"image_formats,omitempty"` // what may be imported; none is every format
 	Owner        string   `json:"owner,omitempty"`         // the daemon's own user
-	Overcommit   float64  `json:"overcommit,omitempty"`    // keep the domain's, at first 1.0
+	Overcommit   *float64 `json:"overcommit,omitempty"`    // keep the domain's, at first 1.0
 	Reserve      string   `json:"reserve,omitempty"`       // keep the domain's, at first "5%"
 }
 

@@ -48,7 +48,7 @@ func (a *app) poolCreate() *cobra.Command {
 	cmd.Flags().Var(newChoice(&p.DiskFormat, "auto", "raw", "qcow2"), "disk-format", "format of new disks; auto lets the driver choose")
 	addImageFormats(cmd, &p.ImageFormats, "formats that may be imported into the pool, as raw,qcow2 (any)")
 	cmd.Flags().StringVar(&p.Owner, "owner", "", "`USER:GROUP` that disks belong to, QEMU's (the daemon's own)")
-	cmd.Flags().Float64Var(&p.Overcommit, "overcommit", 0, "promise every byte so many times (1.0)")
+	cmd.Flags().Var(ratio{&p.Overcommit}, "overcommit", "promise every byte so many times (1.0)")
 	cmd.Flags().StringVar(&p.Reserve, "reserve", "", "percentage or `SIZE` that is never promised (5%)")
 	_ = cmd.MarkFlagRequired("driver")
 	_ = cmd.MarkFlagRequired("path")
@@ -142,7 +142,7 @@ func (a *app) poolStop() *cobra.Command {
 
 func (a *app) poolSet() *cobra.Command {
 	var f changing
-	var overcommit float64
+	var set api.PoolSet
 	var reserve, format string
 	var formats []string
 	var cmd *cobra.Command
@@ -151,10 +151,6 @@ func (a *app) poolSet() *cobra.Command {
 		long:    "Overcommit and reserve belong to the capacity domain: they change for all its pools, which are named.",
 		example: "tarn pool set fast --overcommit 1.5\ntarn pool set fast --disk-format qcow2\ntarn pool set fast --image-formats raw,qcow2",
 		run: func(ctx context.Context, c *client.Client, args []string) (err error) {
-			var set api.PoolSet
-			if cmd.Flags().Changed("overcommit") {
-				set.Overcommit = &overcommit
-			}
 			if cmd.Flags().Changed("reserve") {
 				if reserve, err = parseReserve(reserve); err != nil {
 					return err
@@ -174,7 +170,7 @@ func (a *app) poolSet() *cobra.Command {
 			return a.change(ctx, c, f, start, a.poolIsSet(ctx, c))
 		},
 	}))
-	cmd.Flags().Float64Var(&overcommit, "overcommit", 0, "promise every byte so many times")
+	cmd.Flags().Var(ratio{&set.Overcommit}, "overcommit", "promise every byte so many times")
 	cmd.Flags().StringVar(&reserve, "reserve", "", "percentage or `SIZE` that is never promised")
 	cmd.Flags().Var(newChoice(&format, "auto", "raw", "qcow2"), "disk-format", "format of new disks")
 	addImageFormats(cmd, &formats, "formats that may be imported into the pool from now on")

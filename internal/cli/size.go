@@ -44,8 +44,8 @@ func parseResize(s string) (size, by int64, err error) {
 func parseReserve(s string) (string, error) {
 	if share, ok := strings.CutSuffix(s, "%"); ok {
 		f, err := strconv.ParseFloat(share, 64)
-		if err != nil || !(f >= 0 && f < 100) {
-			return "", usage("--reserve: %q is not a percentage from 0%% to below 100%%", s)
+		if err != nil || !(f >= 0 && f <= 90) {
+			return "", usage("--reserve: %q is not a percentage from 0%% to 90%%", s)
 		}
 		return s, nil
 	}
@@ -55,6 +55,30 @@ func parseReserve(s string) (string, error) {
 	}
 	return strconv.FormatInt(n, 10), nil
 }
+
+// ratio is the flag --overcommit: how many times every byte may be promised.
+type ratio struct{ value **float64 }
+
+// String returns the present value.
+func (r ratio) String() string {
+	if r.value == nil || *r.value == nil {
+		return ""
+	}
+	return strconv.FormatFloat(**r.value, 'f', -1, 64)
+}
+
+// Set accepts what the daemon does.
+func (r ratio) Set(s string) error {
+	f, err := strconv.ParseFloat(s, 64)
+	if err != nil || !(f >= 1 && f <= 1000) {
+		return errors.New("must be a number from 1 to 1000")
+	}
+	*r.value = &f
+	return nil
+}
+
+// Type is what help calls the value.
+func (r ratio) Type() string { return "float" }
 
 // sizeLike matches what people write when they mean a size, so that "20GB" is
 // told what is wrong with it instead of being taken for an image.

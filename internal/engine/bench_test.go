@@ -24,7 +24,8 @@ func BenchmarkCreate(b *testing.B) {
 func benchmarkCreate(b *testing.B, format string, clients int) {
 	ctx := context.Background()
 	w := newBench(b)
-	w.must(w.PoolCreate(ctx, api.Options{}, api.PoolCreate{Name: "main", Driver: "dir", Path: filepath.Join(b.TempDir(), "pool"), Overcommit: 1000}))
+	over := 1000.0
+	w.must(w.PoolCreate(ctx, api.Options{}, api.PoolCreate{Name: "main", Driver: "dir", Path: filepath.Join(b.TempDir(), "pool"), Overcommit: &over}))
 	w.image("debian", 8<<20, "")
 	var n atomic.Int64
 	b.SetParallelism(clients)

@@ -73,10 +73,10 @@ func TestDoctorIsSilent(t *testing.T) {
 		b.silent(what)
 	}
 	create := func(name string, over float64) {
-		out, err := b.PoolCreate(ctx, none, api.PoolCreate{Name: name, Driver: "dir", Path: filepath.Join(root, name), Overcommit: over})
+		out, err := b.PoolCreate(ctx, none, api.PoolCreate{Name: name, Driver: "dir", Path: filepath.Join(root, name), Overcommit: &over})
 		step("pool create "+name, out, err)
 	}
-	create("one", 0)
+	create("one", 1)
 	create("two", 1.5)
 	over, format, name := 2.0, "qcow2", "uno"
 	out, err := b.PoolSet(ctx, none, "one", api.PoolSet{Overcommit: &over, Name: &name, DiskFormat: &format})

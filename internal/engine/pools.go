@@ -112,8 +112,8 @@ func (e *Engine) orderPool(r api.PoolCreate) (disk.Pool, poolArgs, error) {
 	if p.Owner, err = parseOwner(r.Owner); err != nil {
 		return p, a, err
 	}
-	if r.Overcommit != 0 {
-		if a.Overcommit, err = parseOvercommit(r.Overcommit); err != nil {
+	if r.Overcommit != nil {
+		if a.Overcommit, err = parseOvercommit(*r.Overcommit); err != nil {
 			return p, a, err
 		}
 	}

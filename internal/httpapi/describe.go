@@ -9,7 +9,7 @@ import (
 // examples are requests as they may be sent, by the name of their schema. A
 // test validates each against the description.
 var examples = map[string]any{
-	"PoolCreate":     api.PoolCreate{Name: "fast", Driver: "dir", Path: "/srv/tarn/fast", Overcommit: 1.5, Reserve: "5%"},
+	"PoolCreate":     api.PoolCreate{Name: "fast", Driver: "dir", Path: "/srv/tarn/fast", Overcommit: new(1.5), Reserve: "5%"},
 	"PoolImport":     api.PoolImport{Driver: "dir", Path: "/srv/tarn/fast"},
 	"PoolSet":        api.PoolSet{Name: new("faster"), ImageFormats: &[]string{"raw", "qcow2"}},
 	"CacheAdd":       api.CacheAdd{Image: "debian12", Pool: "fast"},

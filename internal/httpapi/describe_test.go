@@ -167,6 +167,7 @@ func TestErrorsHaveOneShape(t *testing.T) {
 		{"POST", "/v1/pools", "application/json", "", 400, "body is required"},
 		{"GET", "/v1/pools?limit=x", "", "", 400, "query.limit"},
 		{"GET", "/v1/pools?limit=-2", "", "", 400, "query.limit"},
+		{"GET", "/v1/pools?after=zzz", "", "", 400, "query.after"},
 		{"GET", "/v1/pools?colour=red", "", "", 400, "query.colour"},
 		{"GET", "/v1/operations?state=lost", "", "", 400, "query.state"},
 		{"GET", "/v1/disks/x/attachment?as=xen", "", "", 400, "query.as"},

@@ -18,7 +18,7 @@ type Ref struct {
 
 // Paging are the parameters of every list.
 type Paging struct {
-	After string `query:"after" doc:"The value of next in the page before."`
+	After string `query:"after" pattern:"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$" doc:"The value of next in the page before."`
 	Limit int    `query:"limit" minimum:"-1" doc:"At most so many items; 0 is 1000, -1 is everything."`
 }
 

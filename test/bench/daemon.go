@@ -99,7 +99,7 @@ var patience = api.Options{Wait: 10 * time.Minute}
 
 // pool makes the daemon's pool, which may promise much more than there is.
 func (d *daemon) pool(ctx context.Context) error {
-	return finished(d.PoolCreate(ctx, patience, api.PoolCreate{Name: "p", Driver: "dir", Path: filepath.Join(d.dir, "pool"), Overcommit: 1000}))
+	return finished(d.PoolCreate(ctx, patience, api.PoolCreate{Name: "p", Driver: "dir", Path: filepath.Join(d.dir, "pool"), Overcommit: new(1000.0)}))
 }
 
 // add imports the raw or qcow2 file at path.
