@@ -121,8 +121,7 @@ func (a *app) wait(ctx context.Context, c *client.Client, op api.Operation, wait
 			op = next
 			p.show(op.Kind, op.Progress) // what ends within a second shows nothing
 		case ctx.Err() != nil:
-			return op, errs.New(errs.Cancelled, "cli", "", "stopped waiting; operation %s goes on", op.ID).
-				WithHint("wait again: tarn operation wait %s; cancel it: tarn operation cancel %s", op.ID, op.ID)
+			return op, goesOn(op.ID)
 		case errors.Is(err, errs.Unavailable):
 			return op, errs.New(errs.Unavailable, "cli", "", "the daemon went away; operation %s is taken up again when it is back", op.ID).
 				WithHint("then: tarn operation wait %s", op.ID)
@@ -131,6 +130,12 @@ func (a *app) wait(ctx context.Context, c *client.Client, op api.Operation, wait
 		}
 	}
 	return op, nil
+}
+
+// goesOn says how to get back to an operation that nobody waits for any more.
+func goesOn(id string) error {
+	return errs.New(errs.Cancelled, "cli", "", "stopped waiting; operation %s goes on", id).
+		WithHint("wait again: tarn operation wait %s; cancel it: tarn operation cancel %s", id, id)
 }
 
 // ended returns the error of an operation that did not end well.

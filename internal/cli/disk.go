@@ -107,7 +107,7 @@ func (a *app) diskCreate() *cobra.Command {
 	var data []string
 	cmd := f.add(a.command(verb{
 		use: "create INSTANCE --data SPEC", short: "Create one more data disk of an instance", args: []string{"INSTANCE"}, complete: []names{instanceNames},
-		long:    specHelp,
+		long:    dataHelp,
 		example: "tarn disk create web1 --data 50G\ntarn disk create web1 --data 100G,fs=xfs,pool=fast",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
 			if err := only("--data", data); err != nil {

@@ -119,7 +119,7 @@ func checkTarget(path string, force bool) error {
 	case err != nil:
 		return fileError(path, err)
 	case !fi.Mode().IsRegular():
-		return notRegular(path, fi.Mode())
+		return notRegular(path, fi.Mode()).WithHint("name a new file, or write to standard output with - and redirect it")
 	case !force:
 		return exists(path)
 	}
@@ -162,12 +162,5 @@ func fileError(path string, err error) error {
 	if errors.As(err, &e) {
 		return e
 	}
-	kind := errs.KindOf(err)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		kind = errs.NotFound
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
-		kind = errs.Invalid
-	}
-	return errs.New(kind, "export", path, "%s cannot be written: %w", path, err)
+	return errs.New(pathKind(err), "export", path, "%s cannot be written: %w", path, err)
 }

@@ -216,9 +216,27 @@ func (a *app) upload(ctx context.Context, c *client.Client, o api.Options, i api
 	case err == nil || ctx.Err() == nil || !errors.Is(err, errs.Cancelled):
 		return out, err
 	case m.whole.Load(): // then the daemon may have all it needs
-		return out, errs.New(errs.Cancelled, "cli", "", "stopped waiting; the import may go on").WithHint("see tarn operation list")
+		return out, a.importGoesOn(ctx, c, i.Name)
 	}
 	return out, errs.New(errs.Cancelled, "cli", "", "the import was stopped; nothing is kept")
+}
+
+// importGoesOn says what becomes of an import whose every byte was sent when ctx
+// ended. The answer that would have named its operation never came.
+func (a *app) importGoesOn(ctx context.Context, c *client.Client, name string) error {
+	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*patience)
+	defer cancel()
+	running, err := c.Operations(asking, "running", everything)
+	for _, op := range running.Items {
+		if op.Kind == "image.import" && op.Subject.Name == name {
+			return goesOn(op.ID)
+		}
+	}
+	if err != nil {
+		return errs.New(errs.Cancelled, "cli", "", "stopped waiting; the import may go on").
+			WithHint("tarn operation list names it; cancel it: tarn operation cancel ID")
+	}
+	return errs.New(errs.Cancelled, "cli", "", "stopped waiting; the import has ended").WithHint("see tarn image show %s, tarn operation list", name)
 }
 
 // metered shows how much was read, once a second.

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/tarn-storage/tarn/internal/cli"
 	"github.com/tarn-storage/tarn/internal/config"
 	"github.com/tarn-storage/tarn/internal/daemon"
+	"github.com/tarn-storage/tarn/internal/faults"
 )
 
 // watched starts a daemon behind a socket that calls seen with every piece
@@ -215,6 +217,53 @@ func TestInterruptedChangeIsFollowed(t *testing.T) {
 	}
 	if i, err := c.Instance(t.Context(), "web1"); ended && (err != nil || len(i.Disks) != 1) {
 		t.Errorf("it ended well, and the instance is %+v, %v", i, err)
+	}
+}
+
+// held is a hook that keeps the first sync waiting until it may go on.
+type held struct {
+	once        sync.Once
+	reached, on chan struct{}
+}
+
+func (h *held) Before(e faults.Effect) error {
+	if e.Kind == faults.Sync {
+		h.once.Do(func() { close(h.reached); <-h.on })
+	}
+	return nil
+}
+
+func (h *held) After(_ faults.Effect, err error) error { return err }
+
+// TestInterruptedStreamGoesOn interrupts an import whose every byte the daemon
+// has: how to get back to it is said.
+func TestInterruptedStreamGoesOn(t *testing.T) {
+	ctx, interrupt := interruptible(t)
+	socket, c := watched(t, func([]byte) {})
+	makePool(t, c)
+	h := &held{reached: make(chan struct{}), on: make(chan struct{})}
+	defer faults.Install(h)()
+	goOn := sync.OnceFunc(func() { close(h.on) })
+	defer goOn()
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	go func() {
+		_, _ = out.Write(bytes.Repeat([]byte("tarn"), 1024))
+		out.Close()
+		<-h.reached
+		interrupt()
+	}()
+	status, text := run(t, ctx, in, "--socket", socket, "image", "import", "slow", "-", "--format", "raw")
+	goOn()
+	id := runningImport(t, c)
+	if status != 9 || !strings.Contains(text, "operation "+id+" goes on") || !strings.Contains(text, "tarn operation cancel "+id) {
+		t.Errorf("got status %d and %q, want 9 and how to get back to operation %s", status, text, id)
+	}
+	if status, text := run(t, t.Context(), nil, "--socket", socket, "operation", "wait", id); status != 0 {
+		t.Errorf("waiting for it: got status %d and %q", status, text)
 	}
 }
 

@@ -40,7 +40,7 @@ func openRegular(path string) (*os.File, error) {
 	case errors.Is(err, fs.ErrPermission):
 		return nil, errs.New(errs.Invalid, op, path, "you may not read %s", path)
 	case err != nil:
-		return nil, errs.New(errs.KindOf(err), op, path, "%s cannot be opened: %w", path, err)
+		return nil, errs.New(pathKind(err), op, path, "%s cannot be opened: %w", path, err)
 	}
 	f := os.NewFile(uintptr(fd), path)
 	fi, err := f.Stat()
@@ -54,7 +54,22 @@ func openRegular(path string) (*os.File, error) {
 	return f, nil
 }
 
-func notRegular(path string, m fs.FileMode) error {
+// pathKind is the kind of an error about a path that the user named.
+func pathKind(err error) errs.Kind {
+	for _, missing := range []error{fs.ErrNotExist, unix.ENOTDIR} {
+		if errors.Is(err, missing) {
+			return errs.NotFound
+		}
+	}
+	for _, mistake := range []error{fs.ErrPermission, unix.EROFS, unix.EINVAL, unix.ELOOP, unix.ENAMETOOLONG} {
+		if errors.Is(err, mistake) {
+			return errs.Invalid
+		}
+	}
+	return errs.KindOf(err)
+}
+
+func notRegular(path string, m fs.FileMode) *errs.Error {
 	kind := "no regular file"
 	switch {
 	case m.IsDir():
@@ -107,7 +122,7 @@ func openPloop(path string) (src client.Source, closed func(), description []byt
 	}
 	root, err := os.OpenRoot(folder)
 	if err != nil {
-		return src, nil, nil, errs.New(errs.KindOf(err), op, path, "%s cannot be opened: %w", folder, err)
+		return src, nil, nil, errs.New(pathKind(err), op, path, "%s cannot be opened: %w", folder, err)
 	}
 	defer root.Close()
 	x, err := regularIn(root, about)

@@ -26,9 +26,14 @@ var options = map[string]option{
 }
 
 // specHelp is the grammar of a SPEC for people.
-const specHelp = "SPEC = IMAGE[:SIZE] | SIZE, then [,fs=ext4|xfs|vfat][,label=L][,pool=P][,bus=virtio|scsi|sata]\n" +
-	"       [,disk-format=raw|qcow2][,discard=unmap|ignore][,cache=MODE][,prealloc=none|full]\n" +
-	"An image without a size makes a disk of the image's size."
+const specHelp = "SPEC = SIZE, or for --root IMAGE[:SIZE], for --cdrom IMAGE; then\n" + specOptions +
+	"\nAn image without a size makes a disk of the image's size."
+
+// dataHelp is the grammar of a data disk's SPEC.
+const dataHelp = "SPEC = SIZE, then\n" + specOptions
+
+const specOptions = "       [,fs=ext4|xfs|vfat][,label=L][,pool=P][,bus=virtio|scsi|sata]\n" +
+	"       [,disk-format=raw|qcow2][,discard=unmap|ignore][,cache=MODE][,prealloc=none|full]"
 
 // parseSpec reads a SPEC of one role. Only a root disk and a cdrom come from
 // an image; only ephemeral and data disks get a file system.
