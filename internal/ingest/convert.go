@@ -23,9 +23,10 @@ type counter struct{ done, total, walked atomic.Int64 }
 // job is one chunk of content on its way through a conversion.
 type job struct {
 	off  int64
-	n    int    // content bytes in the chunk; of zeroes, in a whole run of chunks
-	buf  []byte // nil: all zeroes, nothing to read
-	fill bool   // whether buf must still be read
+	n    int            // content bytes in the chunk; of zeroes, in a whole run of chunks
+	buf  []byte         // nil: all zeroes, nothing to read
+	fill bool           // whether buf must still be read
+	e    diskfmt.Extent // of the source, the last looked up: at first that at off
 	refs atomic.Int32
 
 	filled chan struct{} // closed when what follows is set
@@ -340,6 +341,9 @@ func (c *conversion) chunks(ctx context.Context) error {
 					return err
 				}
 			}
+			if pos == off {
+				j.e = e
+			}
 			zero = e.Kind == diskfmt.Zero
 		}
 		if zero && (c.digest == nil || !c.flat) { // as many chunks as the run of zeroes has
@@ -387,7 +391,7 @@ func (c *conversion) load(j *job, at, end int) error {
 	b, off := j.buf[at:end], j.off+int64(at)
 	src, mapped := c.source.(diskfmt.Mapper)
 	if c.digest == nil || c.flat || !mapped {
-		return fill(c.source, b, off)
+		return j.read(c.source, b, off)
 	}
 	return short(readMapped(src, b, off, func(m diskfmt.Mapping) {
 		switch {
@@ -453,20 +457,22 @@ func (c *conversion) sequential(ctx context.Context, r io.Reader) error {
 	}
 }
 
-// fill reads the guest's bytes at off.
-func fill(r diskfmt.Reader, b []byte, off int64) error {
-	for pos := 0; pos < len(b); {
-		e, err := r.Extent(off + int64(pos))
-		if err != nil {
-			return err
+// read reads the guest's bytes at off, a part of the chunk. Parts come in order.
+func (j *job) read(r diskfmt.Reader, b []byte, off int64) error {
+	for len(b) > 0 {
+		if j.e.End() <= off {
+			var err error
+			if j.e, err = r.Extent(off); err != nil {
+				return err
+			}
 		}
-		n := int(min(e.Length, int64(len(b)-pos)))
-		if e.Kind == diskfmt.Zero {
-			clear(b[pos : pos+n])
-		} else if _, err := r.ReadAt(b[pos:pos+n], off+int64(pos)); err != nil {
+		n := min(j.e.End()-off, int64(len(b)))
+		if j.e.Kind == diskfmt.Zero {
+			clear(b[:n])
+		} else if _, err := r.ReadAt(b[:n], off); err != nil {
 			return short(err)
 		}
-		pos += n
+		b, off = b[n:], off+n
 	}
 	return nil
 }

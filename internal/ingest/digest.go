@@ -22,6 +22,8 @@ type sourceDigest struct {
 	count *counter // nil: the conversion alone is progress
 	pos   int64    // so many bytes passed
 	buf   []byte
+
+	extent diskfmt.Extent // of the file, the last looked up: that costs more the longer it is
 }
 
 func newSourceDigest(src descriptor, size int64) *sourceDigest {
@@ -69,13 +71,15 @@ func (d *sourceDigest) read(ctx context.Context, end int64) error {
 		d.buf = make([]byte, 1<<20)
 	}
 	for d.pos < end {
-		e, err := d.src.extent(d.pos, d.size)
-		if err != nil {
-			return err
+		if d.extent.End() <= d.pos {
+			var err error
+			if d.extent, err = d.src.extent(d.pos, d.size); err != nil {
+				return err
+			}
 		}
-		for stop := min(e.End(), end); d.pos < stop; {
+		for stop := min(d.extent.End(), end); d.pos < stop; {
 			b := zeroes[:min(int64(len(d.buf)), stop-d.pos)]
-			if e.Kind == diskfmt.Data {
+			if d.extent.Kind == diskfmt.Data {
 				b = d.buf[:len(b)]
 				if _, err := d.src.ReadAt(b, d.pos); err != nil {
 					return short(err)
