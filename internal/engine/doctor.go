@@ -161,17 +161,32 @@ type touched struct {
 // underway collects what unfinished operations work on. One that asks for an
 // operator counts: it is reported itself, and explains what it left.
 func underway(ctx context.Context, tx *store.Tx) (work, error) {
-	w := work{operations: map[disk.OperationID]bool{}, ids: map[string]bool{}}
-	for _, s := range []journal.State{journal.Queued, journal.Running, journal.Undoing, journal.NeedsOperator} {
+	ops, err := unfinished(ctx, tx)
+	if err != nil {
+		return work{}, err
+	}
+	stuck, _, err := tx.Operations.List(ctx, store.Query{Where: []store.Where{store.Eq("state", journal.NeedsOperator)}})
+	return workOf(append(ops, stuck...)), err
+}
+
+// unfinished returns the operations that have not ended.
+func unfinished(ctx context.Context, tx *store.Tx) (all []journal.Operation, err error) {
+	for _, s := range []journal.State{journal.Queued, journal.Running, journal.Undoing} {
 		ops, _, err := tx.Operations.List(ctx, store.Query{Where: []store.Where{store.Eq("state", s)}})
 		if err != nil {
-			return w, err
+			return nil, err
 		}
-		for _, op := range ops {
-			w.add(op)
-		}
+		all = append(all, ops...)
 	}
-	return w, nil
+	return all, nil
+}
+
+func workOf(ops []journal.Operation) work {
+	w := work{operations: map[disk.OperationID]bool{}, ids: map[string]bool{}}
+	for _, op := range ops {
+		w.add(op)
+	}
+	return w
 }
 
 func (w *work) add(op journal.Operation) {

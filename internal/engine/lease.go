@@ -116,18 +116,15 @@ func (e *Engine) release(ctx context.Context, old []oldLease) (busy []oldLease, 
 func volumeResource(id disk.VolumeID) string { return "volume:" + string(id) }
 
 // releaseLater waits for the operations that kept leases from being released
-// and tries again. One that asks for an operator is not waited for.
+// and tries again.
 func (e *Engine) releaseLater(ctx context.Context, busy []oldLease) {
-	ended := false
 	var err error
 	for _, l := range busy {
-		var done bool
-		if done, err = e.awaitVolume(ctx, l.volume.ID); err != nil {
-			break
+		if err == nil {
+			err = e.awaitVolume(ctx, l.volume.ID)
 		}
-		ended = ended || done
 	}
-	if ended && err == nil {
+	if err == nil {
 		err = e.releaseOldLeases(ctx)
 	}
 	if err != nil && ctx.Err() == nil {
@@ -135,27 +132,13 @@ func (e *Engine) releaseLater(ctx context.Context, busy []oldLease) {
 	}
 }
 
-// awaitVolume waits until no operation is at work on volume id; false means that
-// one asks for an operator.
-func (e *Engine) awaitVolume(ctx context.Context, id disk.VolumeID) (bool, error) {
-	for _, s := range []journal.State{journal.NeedsOperator, journal.Queued, journal.Running, journal.Undoing} {
-		ops, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) ([]journal.Operation, error) {
-			ops, _, err := tx.Operations.List(ctx, store.Query{Where: []store.Where{store.Eq("state", s)}})
-			return ops, err
-		})
-		if err != nil {
-			return false, err
-		}
-		for _, op := range ops {
-			for slices.Contains(op.Resources, volumeResource(id)) && !op.State.Final() {
-				if op.State == journal.NeedsOperator {
-					return false, nil
-				}
-				if op, err = e.runner.Wait(ctx, op.ID, time.Minute); err != nil {
-					return false, err
-				}
-			}
+// awaitVolume waits for the operations that are at work on volume id.
+func (e *Engine) awaitVolume(ctx context.Context, id disk.VolumeID) error {
+	ops, err := query(ctx, e, unfinished)
+	for _, op := range ops {
+		for slices.Contains(op.Resources, volumeResource(id)) && !op.State.Final() && err == nil {
+			op, err = e.runner.Wait(ctx, op.ID, time.Minute)
 		}
 	}
-	return true, nil
+	return err
 }

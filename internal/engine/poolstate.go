@@ -171,18 +171,39 @@ func (e *Engine) changePoolState(ctx context.Context, o api.Options, kind, ref s
 		if n := e.reading.count(r.ID); n > 0 {
 			return errs.New(errs.Busy, "pool.stop", r.Name, "%d exports or copies read from the pool", n).WithHint("wait until they are done")
 		}
-		for _, s := range []disk.VolumeState{disk.VolumeCreating, disk.VolumeResizing, disk.VolumeDeleting} {
-			n, err := tx.Volumes.Count(ctx, store.Eq("pool_id", r.ID), store.Eq("state", s))
-			if err != nil {
-				return err
-			}
-			if n > 0 {
-				return errs.New(errs.Busy, "pool.stop", r.Name, "%d volumes of the pool are %s", n, s).WithHint("wait for their operations: tarn operation list")
-			}
-		}
-		return nil
+		return e.idle(ctx, tx, r)
 	}
 	return e.submit(ctx, o, d)
+}
+
+// idle refuses to stop a pool while operations are at work on its volumes. What
+// an operation left that ended without success keeps no pool from being
+// stopped: its storage may have to be mended first.
+func (e *Engine) idle(ctx context.Context, tx *store.Tx, r disk.Pool) error {
+	ops, err := unfinished(ctx, tx)
+	if err != nil {
+		return err
+	}
+	working := workOf(ops)
+	for _, s := range []disk.VolumeState{disk.VolumeCreating, disk.VolumeResizing, disk.VolumeDeleting} {
+		vols, _, err := tx.Volumes.List(ctx, store.Query{Where: []store.Where{store.Eq("pool_id", r.ID), store.Eq("state", s)}})
+		if err != nil {
+			return err
+		}
+		n := 0
+		for _, v := range vols {
+			if working.ids[string(v.ID)] {
+				n++
+			}
+		}
+		if n > 0 {
+			return errs.New(errs.Busy, "pool.stop", r.Name, "%d volumes of the pool are %s", n, s).WithHint("wait for their operations: tarn operation list")
+		}
+		if left := len(vols) - n; left > 0 {
+			e.cfg.Log.Warn("a pool is stopped with volumes that failed operations left", "pool", r.Name, "volumes", left, "state", s)
+		}
+	}
+	return nil
 }
 
 // poolOpen opens or closes a pool: step pool.open/v1.
