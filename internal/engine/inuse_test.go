@@ -146,3 +146,29 @@ func TestDetachLooksAtLocksWithoutALease(t *testing.T) {
 		}
 	}
 }
+
+// TestAForeignSidecarKeepsNoPool has a file in a pool that is named like a
+// sidecar and is none: it lies beside nothing, and the pool can be deleted around
+// it. A real one, and one beside a file, is refused.
+func TestAForeignSidecarKeepsNoPool(t *testing.T) {
+	ctx := context.Background()
+	none := api.Options{}
+	b := newBench(t)
+	dir := b.pool("main")
+	lone := filepath.Join(dir, "lone.raw.tarn.json")
+	for content, beside := range map[string]bool{`{"format":"tarn-sidecar"}`: false, "theirs": true} {
+		do(t, os.WriteFile(lone, []byte(content), 0o600))
+		if beside {
+			do(t, os.WriteFile(filepath.Join(dir, "lone.raw"), nil, 0o600))
+		}
+		b.fails(errs.Conflict, api.Outcome{}, second(b.PoolDelete(ctx, none, "main", false)))
+		if beside {
+			do(t, os.Remove(filepath.Join(dir, "lone.raw")))
+		}
+	}
+	do(t, os.WriteFile(lone, []byte("theirs"), 0o600))
+	b.must(b.PoolDelete(ctx, none, "main", false))
+	if got, err := os.ReadFile(lone); err != nil || string(got) != "theirs" {
+		t.Errorf("the foreign file reads %q, %v", got, err)
+	}
+}

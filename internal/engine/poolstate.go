@@ -12,6 +12,7 @@ import (
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/journal"
 	"github.com/tarn-storage/tarn/internal/pool"
+	"github.com/tarn-storage/tarn/internal/pool/driver"
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
@@ -305,7 +306,10 @@ func allRecorded(ctx context.Context, p *pool.Pool, r disk.Pool, vols []disk.Vol
 		if err != nil {
 			return err
 		}
-		if !known[rec.Name] {
+		if known[rec.Name] {
+			continue
+		}
+		if _, gone := p.Describe(ctx, driver.Ref{Name: rec.Name}); pool.IsSidecar(rec.Data) || !errors.Is(gone, errs.NotFound) {
 			return errs.New(errs.Conflict, "pool.delete", r.Name, "the pool holds the volume %s, which is not on record", rec.Name).
 				WithHint("tarn doctor --pool %s says what it is; --keep-data gives the pool up as it stands", r.Name)
 		}

@@ -278,10 +278,14 @@ func remove(ctx context.Context, c driver.Config) error {
 func empty(ctx context.Context, op string, d *dir, c driver.Config) error {
 	p := &pool{path: c.Path, root: d}
 	for r, err := range p.Sidecars(ctx) {
-		if err == nil {
-			err = errs.New(errs.Conflict, op, c.Path, "the pool holds the volume %s", r.Name)
+		if err != nil {
+			return err
 		}
-		return err
+		if there, err := d.exists(r.Name); err != nil {
+			return err
+		} else if there {
+			return errs.New(errs.Conflict, op, c.Path, "the pool holds the volume %s", r.Name)
+		}
 	}
 	if there, err := d.exists(tmpName); err != nil {
 		return err

@@ -270,6 +270,7 @@ type Type struct {
 	Open func(ctx context.Context, c Config) (Driver, Capabilities, error)
 	// Remove takes the marker and everything else that Prepare and the driver
 	// made away from a pool without volumes (errs.Conflict with some) that is not
-	// open (errs.Busy while it is); foreign objects stay. Removing a pool that is gone is not an error.
+	// open (errs.Busy while it is); foreign objects stay, and sidecars beside
+	// nothing. Removing a pool that is gone is not an error.
 	Remove func(ctx context.Context, c Config) error
 }
