@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/tarn-storage/tarn/errs"
@@ -17,7 +18,8 @@ import (
 // 128 and the signal's number for one that a signal ended. SIGTERM and SIGHUP
 // are passed on; the terminal's SIGINT and SIGQUIT reach the command by
 // themselves and are ignored here until it has ended. When ctx ends the
-// command gets SIGTERM. It is no effect: what it does is the user's doing.
+// command gets SIGTERM, and so it does when this process is killed: nobody
+// serves it any more. It is no effect: what it does is the user's doing.
 func Foreground(ctx context.Context, argv, env []string) (status int, err error) {
 	const op = "command.run"
 	if len(argv) == 0 {
@@ -30,12 +32,21 @@ func Foreground(ctx context.Context, argv, env []string) (status int, err error)
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT)
 	defer signal.Stop(signals)
-	cmd := &exec.Cmd{Path: path, Args: argv, Env: append(os.Environ(), env...), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
-	if err := cmd.Start(); err != nil {
+	cmd := &exec.Cmd{Path: path, Args: argv, Env: append(os.Environ(), env...), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}}
+	started, done := make(chan error), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // which Pdeathsig waits for the end of, as in start
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			done <- cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
 		return 0, errs.New(errs.Invalid, op, argv[0], "%s cannot be run: %w", argv[0], err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
 	ended := ctx.Done()
 	for {
 		select {
