@@ -85,6 +85,7 @@ type PoolCreate struct {
 	Owner        string   `json:"owner,omitempty"`         // the daemon's own user
 	Overcommit   *float64 `json:"overcommit,omitempty"`    // keep the domain's, at first 1.0
 	Reserve      string   `json:"reserve,omitempty"`       // keep the domain's, at first "5%"
+	IfAbsent     bool     `json:"if_absent,omitempty"`
 }
 
 // PoolSet changes a pool; nil leaves a field as it is, no image formats allow
@@ -136,6 +137,8 @@ type ImageImport struct {
 	MinDisk int64  `json:"min_disk,omitempty"`
 	Pool    string `json:"pool,omitempty"`
 	Source  string `json:"source,omitempty"` // how the user named it, for messages
+
+	IfAbsent bool `json:"if_absent,omitempty"`
 	ImageDetails
 }
 

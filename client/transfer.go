@@ -170,6 +170,9 @@ func (c *Client) ImageImport(ctx context.Context, o api.Options, i api.ImageImpo
 	q = set(q, "sha256", i.SHA256)
 	q = set(q, "pool", i.Pool)
 	q = set(q, "source", i.Source)
+	if i.IfAbsent {
+		q = set(q, "if_absent", "true")
+	}
 	if i.MinDisk != 0 {
 		q = set(q, "min_disk", strconv.FormatInt(i.MinDisk, 10))
 	}

@@ -38,6 +38,11 @@ func (f *changing) addDestroying(cmd *cobra.Command) *cobra.Command {
 	return f.add(cmd)
 }
 
+// ifAbsentFlag adds --if-absent; what says what has to be there.
+func ifAbsentFlag(cmd *cobra.Command, value *bool, what string) {
+	cmd.Flags().BoolVar(value, "if-absent", false, "succeed when "+what+" is there already; what is left out may be anything")
+}
+
 func yesFlag(cmd *cobra.Command, yes *bool) {
 	cmd.Flags().BoolVarP(yes, "yes", "y", false, "do not ask")
 }

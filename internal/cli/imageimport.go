@@ -60,6 +60,7 @@ func (a *app) imageImport() *cobra.Command {
 	}))
 	said.add(cmd)
 	cmd.Flags().StringVar(&minDisk, "min-disk", "", "smallest `SIZE` of a root disk made from it")
+	ifAbsentFlag(cmd, &i.IfAbsent, "an image of that name and format, with the digests given,")
 	cmd.Flags().StringVar(&i.Pool, "pool", "", "`POOL` that gets the content first")
 	a.completeFlag(cmd, "pool", poolNames)
 	return cmd

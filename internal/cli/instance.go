@@ -90,7 +90,7 @@ func (a *app) instanceCreate() *cobra.Command {
 	}))
 	cmd.Flags().StringVar(&i.ID, "uuid", "", "the `UUID` the instance has elsewhere")
 	cmd.Flags().StringVar(&i.Pool, "pool", "", "`POOL` of disks that name none")
-	cmd.Flags().BoolVar(&i.IfAbsent, "if-absent", false, "succeed when an instance of that name and shape is there already; what is left out may be anything")
+	ifAbsentFlag(cmd, &i.IfAbsent, "an instance of that name and shape")
 	a.completeFlag(cmd, "pool", poolNames)
 	d.add(cmd)
 	return cmd

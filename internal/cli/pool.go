@@ -50,6 +50,7 @@ func (a *app) poolCreate() *cobra.Command {
 	cmd.Flags().StringVar(&p.Owner, "owner", "", "`USER:GROUP` that disks belong to, QEMU's (the daemon's own)")
 	cmd.Flags().Var(ratio{&p.Overcommit}, "overcommit", "promise every byte so many times (1.0)")
 	cmd.Flags().StringVar(&p.Reserve, "reserve", "", "percentage or `SIZE` that is never promised (5%)")
+	ifAbsentFlag(cmd, &p.IfAbsent, "a pool of that name with those settings")
 	_ = cmd.MarkFlagRequired("driver")
 	_ = cmd.MarkFlagRequired("path")
 	return cmd

@@ -1,14 +1,22 @@
 package engine_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"crypto/sha512"
 	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/ingest"
 )
 
 // TestIfAbsent asks for an instance that is there: only one of the same shape
@@ -29,7 +37,7 @@ func TestIfAbsent(t *testing.T) {
 		}
 		return b.InstanceCreate(ctx, none, r)
 	}
-	first := b.must(create(nil))
+	b.must(create(nil))
 	before := jsonOf(t, must(b.Instance(ctx, "web1")))
 	id := must(b.Instance(ctx, "web1")).ID
 	b.must(b.ImageRename(ctx, none, "debian", "bookworm"))
@@ -39,10 +47,8 @@ func TestIfAbsent(t *testing.T) {
 		"its id":          func(r *api.InstanceCreate) { r.ID, r.Disks[0].Image = id, "bookworm" },
 		"nothing special": func(r *api.InstanceCreate) { r.Pool, r.Disks[0].Image, r.Disks[0].Bus = "", "bookworm", "" },
 	} {
-		op := b.must(create(change))
-		if op.ID == "" || op.ID == first.ID || string(op.Result) != `{"unchanged":true}` {
-			t.Errorf("%s: operation %q with the result %s, want one that says that nothing was done", name, op.ID, op.Result)
-		}
+		t.Log(name)
+		b.unchanged(create(change))
 	}
 	for says, change := range map[string]func(*api.InstanceCreate){
 		"its id is":    func(r *api.InstanceCreate) { r.ID = "01980000-0000-7000-8000-000000000000" },
@@ -103,4 +109,88 @@ func TestIfAbsentAtOnce(t *testing.T) {
 		t.Errorf("there are %+v, want two instances with a disk each", l.Items)
 	}
 	b.silent("asking at once")
+}
+
+// unchanged demands an operation that says that nothing was done.
+func (b *bench) unchanged(out api.Outcome, err error) {
+	b.t.Helper()
+	if op := b.must(out, err); op.ID == "" || string(op.Result) != `{"unchanged":true}` {
+		b.t.Errorf("operation %q has the result %s, want one that says that nothing was done", op.ID, op.Result)
+	}
+}
+
+// TestPoolIfAbsent asks for a pool that is there.
+func TestPoolIfAbsent(t *testing.T) {
+	ctx, none := context.Background(), api.Options{}
+	b := newBench(t)
+	r := api.PoolCreate{Name: "p", Driver: "dir", Path: filepath.Join(t.TempDir(), "p"), IfAbsent: true,
+		DiskFormat: "qcow2", ImageFormats: []string{"raw", "qcow2"}, Overcommit: new(1.5), Reserve: "7%"}
+	b.must(b.PoolCreate(ctx, none, r))
+	before := jsonOf(t, must(b.Pool(ctx, "p")).Overcommit)
+	b.unchanged(b.PoolCreate(ctx, none, r))
+	b.unchanged(b.PoolCreate(ctx, none, api.PoolCreate{Name: "p", Driver: "dir", Path: r.Path, IfAbsent: true}))
+	for says, change := range map[string]func(*api.PoolCreate){
+		"the path":        func(r *api.PoolCreate) { r.Path += "2" },
+		"the disk format": func(r *api.PoolCreate) { r.DiskFormat = "raw" },
+		"image formats":   func(r *api.PoolCreate) { r.ImageFormats = []string{"raw"} },
+		"the overcommit":  func(r *api.PoolCreate) { r.Overcommit = new(2.0) },
+		"the reserve":     func(r *api.PoolCreate) { r.Reserve = "1G" },
+		"the owner":       func(r *api.PoolCreate) { r.Owner = "65534:65534" },
+	} {
+		other := r
+		change(&other)
+		if _, err := b.PoolCreate(ctx, none, other); !errors.Is(err, errs.Exists) || !strings.Contains(err.Error(), says) {
+			t.Errorf("another pool: got %v, want %s that says %q", err, errs.Exists, says)
+		}
+	}
+	if after := jsonOf(t, must(b.Pool(ctx, "p")).Overcommit); after != before {
+		t.Errorf("asking changed the overcommit from %s to %s", before, after)
+	}
+}
+
+// TestImageIfAbsent asks for an image that is there: its bytes are not read.
+func TestImageIfAbsent(t *testing.T) {
+	ctx, none := context.Background(), api.Options{}
+	b := newBench(t)
+	b.pool("one")
+	b.pool("two")
+	data := []byte(strings.Repeat("tarn", 1024))
+	sum := fmt.Sprintf("%x", sha256.Sum256(data))
+	long := fmt.Sprintf("%x", sha512.Sum512(data))
+	first := func(r *api.ImageImport) {}
+	imports := func(src io.Reader, change func(*api.ImageImport)) (api.Outcome, error) {
+		r := api.ImageImport{Name: "i", Format: "raw", Pool: "one", IfAbsent: true, SHA256: sum}
+		change(&r)
+		return b.ImageImport(ctx, none, r, ingest.Source{Stream: src, Size: -1})
+	}
+	b.must(imports(bytes.NewReader(data), first))
+	never := iotest.ErrReader(errors.New("it was read"))
+	b.unchanged(imports(never, first))
+	b.unchanged(imports(never, func(r *api.ImageImport) { r.SHA256 = "" }))
+	for says, change := range map[string]func(*api.ImageImport){
+		"the SHA-256 is": func(r *api.ImageImport) { r.SHA256 = strings.Repeat("0", 64) },
+		"the SHA-512":    func(r *api.ImageImport) { r.SHA512 = long },
+		"the format":     func(r *api.ImageImport) { r.Format = "qcow2" },
+		"smallest root":  func(r *api.ImageImport) { r.MinDisk = 1 << 30 },
+		"pool two":       func(r *api.ImageImport) { r.Pool = "two" },
+	} {
+		if _, err := imports(never, change); !errors.Is(err, errs.Exists) || !strings.Contains(err.Error(), says) {
+			t.Errorf("another image: got %v, want %s that says %q", err, errs.Exists, says)
+		}
+	}
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			out, err := imports(bytes.NewReader(data), func(r *api.ImageImport) { r.Name = "j" })
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if op := b.do(out, nil); op.State != "done" {
+				t.Errorf("%s %+v", op.State, op.Error)
+			}
+		})
+	}
+	all.Wait()
+	b.silent("asking for images")
 }

@@ -299,7 +299,8 @@ func (e *Engine) inspect(ctx context.Context, d api.ImageDetails, c claim, src i
 
 // ImageImport judges an image's bytes, converts them to the pool's form and
 // keeps them as an image. src is read until the operation has ended; it is empty
-// when r has a URL.
+// when r has a URL. With IfAbsent an image of that name, which was imported with
+// what r says of it, is as good; then src is not read.
 func (e *Engine) ImageImport(ctx context.Context, o api.Options, r api.ImageImport, src ingest.Source) (api.Outcome, error) {
 	name := sourceName(or(r.Source, src.Name), r.ImageDetails)
 	if err := disk.CheckName("image", r.Name); err != nil {
@@ -313,6 +314,14 @@ func (e *Engine) ImageImport(ctx context.Context, o api.Options, r api.ImageImpo
 	if out, err := e.seen(ctx, o, "image.import", kept); out != nil || err != nil {
 		return answer(out, err)
 	}
+	out, err := e.imageImport(ctx, o, r, kept, name, src)
+	if err != nil && r.IfAbsent {
+		return e.ifAbsent(ctx, o, "image.import", r.Name, kept, err, sameImage(r))
+	}
+	return out, err
+}
+
+func (e *Engine) imageImport(ctx context.Context, o api.Options, r, kept api.ImageImport, name string, src ingest.Source) (api.Outcome, error) {
 	p, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Pool, error) { return e.choosePool(ctx, tx, r.Pool) })
 	if err != nil {
 		return api.Outcome{}, err

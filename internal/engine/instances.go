@@ -67,7 +67,7 @@ func (e *Engine) InstanceCreate(ctx context.Context, o api.Options, r api.Instan
 	}
 	out, err := e.instanceCreate(ctx, o, r, request)
 	if err != nil && r.IfAbsent {
-		return e.ifAbsent(ctx, o, r, request, err)
+		return e.ifAbsent(ctx, o, "instance.create", r.Name, request, err, sameInstance(r))
 	}
 	return out, err
 }

@@ -64,11 +64,20 @@ const (
 	defaultReserve    = 50   // permille
 )
 
-// PoolCreate sets storage aside as a pool.
+// PoolCreate sets storage aside as a pool. With IfAbsent a pool of that name and
+// with those settings is as good.
 func (e *Engine) PoolCreate(ctx context.Context, o api.Options, r api.PoolCreate) (api.Outcome, error) {
 	if out, err := e.seen(ctx, o, "pool.create", r); out != nil || err != nil {
 		return answer(out, err)
 	}
+	out, err := e.poolCreate(ctx, o, r)
+	if err != nil && r.IfAbsent {
+		return e.ifAbsent(ctx, o, "pool.create", r.Name, r, err, samePool(r))
+	}
+	return out, err
+}
+
+func (e *Engine) poolCreate(ctx context.Context, o api.Options, r api.PoolCreate) (api.Outcome, error) {
 	p, a, err := e.orderPool(r)
 	if err != nil {
 		return api.Outcome{}, err

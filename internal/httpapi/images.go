@@ -137,6 +137,8 @@ type imageImport struct {
 	Name    string `query:"name" required:"true" doc:"The new image's name."`
 	MinDisk int64  `query:"min_disk" minimum:"0" doc:"Smallest root disk in bytes."`
 	Pool    string `query:"pool" doc:"Where the first base goes."`
+
+	IfAbsent bool `query:"if_absent" doc:"An image of that name, imported with the same claims, is as good."`
 }
 
 type imageInspect struct {
@@ -193,7 +195,7 @@ func (s *Server) imageImport(ctx context.Context, o api.Options, in *imageImport
 		return api.Outcome{}, err
 	}
 	out, err := s.engine.ImageImport(ctx, o, api.ImageImport{
-		Name: in.Name, Format: in.Format, SHA256: in.SHA256, MinDisk: in.MinDisk, Pool: in.Pool, Source: in.Source, ImageDetails: d,
+		Name: in.Name, Format: in.Format, SHA256: in.SHA256, MinDisk: in.MinDisk, Pool: in.Pool, Source: in.Source, ImageDetails: d, IfAbsent: in.IfAbsent,
 	}, src)
 	if err != nil || d.URL != "" || out.Operation == nil || out.Operation.Final() {
 		closeFile(src.File)
