@@ -38,13 +38,17 @@ func (e *Engine) baseEnsure() journal.Handler[*store.Tx] {
 		if err := c.Args(&a); err != nil {
 			return err
 		}
-		for {
-			made, err := e.ensureOnce(ctx, c, a)
-			if made || err != nil {
-				return err
-			}
-		}
+		return e.ensureBase(ctx, c, a)
 	}}
+}
+
+func (e *Engine) ensureBase(ctx context.Context, c *journal.Call, a ensureArgs) error {
+	for {
+		made, err := e.ensureOnce(ctx, c, a)
+		if made || err != nil {
+			return err
+		}
+	}
 }
 
 // ensureOnce looks for the base, and makes or awaits it. It reports whether the
@@ -65,7 +69,7 @@ func (e *Engine) ensureOnce(ctx context.Context, c *journal.Call, a ensureArgs) 
 	case err == nil && base.State == disk.VolumeReady:
 		return true, nil
 	case err == nil && base.State == disk.VolumeDeleting:
-		return false, errs.New(errs.Busy, "disk.create", i.Name, "the base of image %s is just being deleted", i.Name).WithHint("try again")
+		return false, e.awaitDeleted(ctx, c, base)
 	case err == nil && base.State == disk.VolumeCreating:
 		return false, e.copied(e.await(ctx, c, journal.ID(base.CreatedBy)))
 	case err == nil && base.State != disk.VolumeLost:
@@ -85,6 +89,25 @@ func (e *Engine) ensureOnce(ctx context.Context, c *journal.Call, a ensureArgs) 
 		return false, err
 	}
 	return false, e.copied(e.await(ctx, c, journal.ID(out.Operation.ID)))
+}
+
+// awaitDeleted waits until the operation that deletes a base has ended: then
+// there is none, and one can be made.
+func (e *Engine) awaitDeleted(ctx context.Context, c *journal.Call, base disk.Volume) error {
+	worked := false
+	err := c.Idle(ctx, func(ctx context.Context) (err error) {
+		worked, err = e.awaitVolume(ctx, base.ID)
+		return err
+	})
+	if err != nil || worked {
+		return err
+	}
+	now, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Volume, error) { return tx.Volumes.Get(ctx, base.ID) })
+	if err == nil && now.State == disk.VolumeDeleting {
+		return errs.New(errs.Busy, "disk.create", base.Name, "base %s is recorded as deleting, and no operation is at work on it", base.Name).
+			WithHint("tarn doctor --repair ends it")
+	}
+	return ignore(errs.NotFound, err)
 }
 
 // copied is joined for a copy that somebody else may cancel: who still needs it

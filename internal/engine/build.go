@@ -211,6 +211,10 @@ func (e *Engine) build(ctx context.Context, tx *store.Tx, seen *resolved, i disk
 	return b, nil
 }
 
+// errBaseGone says that a base was ready and is not any more: it has to be seen
+// to again.
+var errBaseGone = errors.New("its base in the pool was pruned meanwhile")
+
 // source says where the disk's content comes from and, for an image, which base
 // of the pool holds it.
 func (e *Engine) source(ctx context.Context, tx *store.Tx, seen *resolved, o diskOrder, index int) (disk.Source, *disk.Volume, error) {
@@ -227,10 +231,8 @@ func (e *Engine) source(ctx context.Context, tx *store.Tx, seen *resolved, o dis
 	}
 	base, err := baseIn(ctx, tx, o.Pool, i.Content)
 	switch {
-	case errors.Is(err, errs.NotFound):
-		err = errs.New(errs.NotFound, "disk.create", i.Name, "the base of image %s was deleted meanwhile", i.Name).WithHint("try again")
-	case err == nil && base.State != disk.VolumeReady:
-		err = errs.New(errs.Busy, "disk.create", base.Name, "the base of image %s is %s", i.Name, base.State)
+	case errors.Is(err, errs.NotFound), err == nil && base.State != disk.VolumeReady:
+		err = errs.New(errs.Busy, "disk.create", i.Name, "image %s: %w", i.Name, errBaseGone).WithHint("try again")
 	}
 	return disk.Source{Kind: "image", ImageID: i.ID, Image: i.Name, Content: i.Content}, &base, err
 }

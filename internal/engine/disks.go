@@ -110,8 +110,28 @@ func (e *Engine) DiskCreate(ctx context.Context, o api.Options, r api.DiskCreate
 
 // submitBuild submits the making of disks. When every base they need is ready
 // in its pool the deciding transaction is the one that records the operation;
-// else bases are fetched first and the decision follows as a step.
+// else bases are fetched first and the decision follows as a step. So it is, too,
+// when a base was pruned between the look at it and the decision.
 func (e *Engine) submitBuild(ctx context.Context, o api.Options, d draft, b buildOrder, s survey) (api.Outcome, error) {
+	out, err := e.submitBuildOnce(ctx, o, d, b, s)
+	if len(s.missing) == 0 && errors.Is(err, errBaseGone) {
+		s.missing = b.bases()
+		return e.submitBuildOnce(ctx, o, d, b, s)
+	}
+	return out, err
+}
+
+// bases returns the bases that an order needs, once each.
+func (b buildOrder) bases() (all []ensureArgs) {
+	for _, o := range b.Disks {
+		if a := (ensureArgs{o.Image, o.Pool}); o.Image != "" && !slices.Contains(all, a) {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+func (e *Engine) submitBuildOnce(ctx context.Context, o api.Options, d draft, b buildOrder, s survey) (api.Outcome, error) {
 	space, err := e.measureAll(ctx, s.domains)
 	if err != nil {
 		return api.Outcome{}, err
@@ -238,7 +258,8 @@ type placeArgs struct {
 }
 
 // disksPlace decides about disks whose bases had to be fetched first: step
-// disks.place/v1. Its Act measures, its Commit decides and writes the records.
+// disks.place/v1. Its Act measures, and fetches a base again that was pruned
+// behind its fetching; its Commit decides and writes the records.
 func (e *Engine) disksPlace() journal.Handler[*store.Tx] {
 	return simple{
 		commit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
@@ -250,12 +271,21 @@ func (e *Engine) disksPlace() journal.Handler[*store.Tx] {
 			for _, id := range a.Domains {
 				space[id] = e.space.last(id)
 			}
-			return e.place(ctx, tx, &resolved{}, a.Order, c.Op.ID, space)
+			err := e.place(ctx, tx, &resolved{}, a.Order, c.Op.ID, space)
+			if errors.Is(err, errBaseGone) {
+				return journal.Again
+			}
+			return err
 		},
 		act: func(ctx context.Context, c *journal.Call) error {
 			var a placeArgs
 			if err := c.Args(&a); err != nil {
 				return err
+			}
+			for _, base := range a.Order.bases() {
+				if err := e.ensureBase(ctx, c, base); err != nil {
+					return err
+				}
 			}
 			_, err := e.measureAll(ctx, a.Domains)
 			return err

@@ -121,7 +121,7 @@ func (e *Engine) releaseLater(ctx context.Context, busy []oldLease) {
 	var err error
 	for _, l := range busy {
 		if err == nil {
-			err = e.awaitVolume(ctx, l.volume.ID)
+			_, err = e.awaitVolume(ctx, l.volume.ID)
 		}
 	}
 	if err == nil {
@@ -132,13 +132,15 @@ func (e *Engine) releaseLater(ctx context.Context, busy []oldLease) {
 	}
 }
 
-// awaitVolume waits for the operations that are at work on volume id.
-func (e *Engine) awaitVolume(ctx context.Context, id disk.VolumeID) error {
+// awaitVolume waits for the operations that are at work on volume id, and
+// reports whether there were any.
+func (e *Engine) awaitVolume(ctx context.Context, id disk.VolumeID) (worked bool, err error) {
 	ops, err := query(ctx, e, unfinished)
 	for _, op := range ops {
 		for slices.Contains(op.Resources, volumeResource(id)) && !op.State.Final() && err == nil {
+			worked = true
 			op, err = e.runner.Wait(ctx, op.ID, time.Minute)
 		}
 	}
-	return err
+	return worked, err
 }
