@@ -25,6 +25,7 @@ const (
 	maxMembers     = 64
 	maxName        = 255
 	maxDescription = 1 << 20
+	maxPadding     = 16 << 20 // behind the end; tar writes less than one of its blocks
 )
 
 // Disk is where an archive's disk lies and what its description says of it.
@@ -34,6 +35,8 @@ type Disk struct {
 	Size     int64  // bytes
 	Features []string
 	sums     []sum
+
+	capacity, unit int64 // as the description has it, in units of so many bytes; 0: it does not
 }
 
 // sum is what a manifest says of the disk.
@@ -79,7 +82,7 @@ func Open(r io.ReaderAt, size int64) (Disk, error) {
 		if err != nil {
 			return Disk{}, err
 		}
-		return disk, disk.manifest(manifest, first, text, file.name)
+		return disk, disk.manifest(manifest, members, first, text, file.name)
 	}
 	return disk, nil
 }
@@ -95,11 +98,12 @@ func list(r io.ReaderAt, size int64) (map[string]member, []string, error) {
 	members, order := map[string]member{}, []string(nil)
 	for {
 		h, err := t.Next()
-		if err == io.EOF {
-			break
-		}
 		at, _ := section.Seek(0, io.SeekCurrent)
 		switch {
+		case err == io.EOF && len(order) == 0:
+			return nil, nil, strict.Refuse(strict.Empty, "the archive has no members")
+		case err == io.EOF:
+			return members, order, padding(r, at, size)
 		case err == io.ErrUnexpectedEOF:
 			return nil, nil, strict.Refuse(strict.Truncated, "the archive ends inside a member's header")
 		case err != nil:
@@ -122,10 +126,31 @@ func list(r io.ReaderAt, size int64) (map[string]member, []string, error) {
 		members[h.Name] = member{at, h.Size}
 		order = append(order, h.Name)
 	}
-	if len(order) == 0 {
-		return nil, nil, strict.Refuse(strict.Empty, "the archive has no members")
+}
+
+// padding refuses anything but zeroes from the end of the archive at off to the
+// end of the file: it could be another archive for another reader.
+func padding(r io.ReaderAt, off, size int64) error {
+	if size-off > maxPadding {
+		return strict.Refuse(strict.Limit, "the archive ends at 0x%x, and %d bytes follow; %d are the most", off, size-off, int64(maxPadding))
 	}
-	return members, order, nil
+	buf := make([]byte, 64<<10)
+	for off < size {
+		p := buf[:min(int64(len(buf)), size-off)]
+		if n, err := r.ReadAt(p, off); n < len(p) {
+			if err == nil || err == io.EOF {
+				return strict.Refuse(strict.Truncated, "the archive is cut off after %d bytes", off+int64(n))
+			}
+			return err
+		}
+		for i, b := range p {
+			if b != 0 {
+				return strict.Refuse(strict.Corrupt, "the archive goes on at 0x%x, behind its end", off+int64(i))
+			}
+		}
+		off += int64(len(p))
+	}
+	return nil
 }
 
 // small reads a whole member that is text.
@@ -146,7 +171,9 @@ func small(r io.ReaderAt, m member, what string) ([]byte, error) {
 var line = regexp.MustCompile(`^(SHA1|SHA256|SHA512) ?\(([^)]*)\) ?= ?([0-9a-fA-F]+)\r?$`)
 
 // manifest compares the description with its line and keeps those of the disk.
-func (d *Disk) manifest(text []byte, ovf string, description []byte, disk string) error {
+// Both must have one, and whatever else has one must be a member.
+func (d *Disk) manifest(text []byte, members map[string]member, ovf string, description []byte, disk string) error {
+	listed := map[string]bool{}
 	for l := range strings.Lines(string(text)) {
 		l = strings.TrimRight(l, "\r\n")
 		if l == "" {
@@ -157,6 +184,10 @@ func (d *Disk) manifest(text []byte, ovf string, description []byte, disk string
 			return strict.Refuse(strict.Corrupt, "the manifest has a line that is no digest")
 		}
 		s := sum{make: map[string]func() hash.Hash{"SHA1": sha1.New, "SHA256": sha256.New, "SHA512": sha512.New}[parts[1]]}
+		if _, ok := members[parts[2]]; !ok {
+			return strict.Refuse(strict.Corrupt, "the manifest lists a file that is not in the archive")
+		}
+		listed[parts[2]] = true
 		s.want, _ = hex.DecodeString(parts[3]) // of an odd length it is nil, and differs
 		switch h := s.make(); parts[2] {
 		case ovf:
@@ -168,6 +199,12 @@ func (d *Disk) manifest(text []byte, ovf string, description []byte, disk string
 			d.sums = append(d.sums, s)
 			d.Features = append(d.Features, "a manifest with "+parts[1])
 		}
+	}
+	switch {
+	case !listed[ovf]:
+		return strict.Refuse(strict.Corrupt, "the manifest does not list the description")
+	case !listed[disk]:
+		return strict.Refuse(strict.Corrupt, "the manifest does not list the disk")
 	}
 	return nil
 }

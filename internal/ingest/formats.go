@@ -133,6 +133,9 @@ func (im *intake) openOVA(ctx context.Context, f file, size int64) (diskfmt.Read
 	disk, h, err := im.openFile(ctx, format, part{io.NewSectionReader(f, d.Offset, d.Size)}, d.Size)
 	h.Format = diskfmt.OVA
 	h.Features = append([]string{"a disk in " + d.Format}, append(d.Features, h.Features...)...)
+	if err == nil {
+		err = d.CheckSize(disk.Size())
+	}
 	im.base = d.Offset
 	im.manifest = func(ctx context.Context) error { return d.Check(ctx, f, nil) }
 	return disk, h, err

@@ -95,7 +95,7 @@ func encrypted() []byte {
 }
 
 const ovf = `<?xml version="1.0"?><Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
-<References><File ovf:href="d.vmdk" ovf:id="f"/></References><DiskSection><Disk ovf:diskId="d" ovf:fileRef="f" ovf:capacity="1"
+<References><File ovf:href="d.vmdk" ovf:id="f"/></References><DiskSection><Disk ovf:diskId="d" ovf:fileRef="f" ovf:capacity="3145728"
  ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"/></DiskSection></Envelope>`
 
 // archived makes an OVA of a disk in VMDK; sum is what its manifest says of it.
@@ -111,7 +111,7 @@ func archive(t testing.TB, ovf string, disk []byte, sum [32]byte) []byte {
 	for _, m := range []struct {
 		name string
 		body []byte
-	}{{"vm.ovf", []byte(ovf)}, {"d.vmdk", disk}, {"vm.mf", fmt.Appendf(nil, "SHA256(d.vmdk)= %x\n", sum)}} {
+	}{{"vm.ovf", []byte(ovf)}, {"d.vmdk", disk}, {"vm.mf", fmt.Appendf(nil, "SHA256(vm.ovf)= %x\nSHA256(d.vmdk)= %x\n", sha256.Sum256([]byte(ovf)), sum)}} {
 		if err := w.WriteHeader(&tar.Header{Name: m.name, Mode: 0o644, Size: int64(len(m.body))}); err != nil {
 			t.Fatal(err)
 		}
@@ -222,6 +222,7 @@ func TestFormatsRefused(t *testing.T) {
 		"bomb":                      {sample{format: "raw", compression: "xz", file: packedBy(t, "xz", make([]byte, 80*mib))}, 64 * mib, refusal{errs.Unsafe, strict.Quota, "67108864"}},
 		"wrong manifest":            {sample{format: "ova", file: archived(t, stream, sha256.Sum256(nil))}, 0, refusal{errs.Unsafe, strict.Checksum, "manifest"}},
 		"archive of another format": {sample{format: "ova", file: archived(t, disk, sha256.Sum256(disk))}, 0, refusal{errs.Unsafe, strict.Mismatch, ""}},
+		"another capacity":          {sample{format: "ova", file: archive(t, strings.Replace(ovf, "3145728", "99999999", 1), stream, sha256.Sum256(stream))}, 0, refusal{errs.Unsafe, strict.Corrupt, "99999999 bytes, its image 3145728"}},
 		"description of another":    {sample{format: "ploop", file: all["ploop"].file, description: described("Compressed", "root.hds", 512, mib)}, 0, refusal{errs.Unsafe, strict.Corrupt, "262144 bytes"}},
 		"clusters of another":       {sample{format: "ploop", file: all["ploop"].file, description: described("Compressed", "root.hds", len(disk)/512, 2*mib)}, 0, refusal{errs.Unsafe, strict.Corrupt, "clusters"}},
 		"description of a path":     {sample{format: "ploop", file: all["ploop"].file, description: described("Compressed", "/etc/passwd", len(disk)/512, mib)}, 0, refusal{errs.Unsafe, strict.External, ""}},

@@ -2,6 +2,7 @@ package formats_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -235,7 +236,11 @@ func (w *world) ova() (sound []byte, rows []row) {
 		{"disk by a URL", changed("d.vmdk", w.url("http")), "EXTERNAL_REFERENCE", "plain file name", "", nil},
 		{"disk with a parent", changed("<Disk ", `<Disk ovf:parentRef="p" `), "EXTERNAL_REFERENCE", "change to another", "", nil},
 		{"disk that refers elsewhere", archive(w.t, member{name: "vm.ovf", body: envelope}, member{name: "d.vmdk", body: string(parts[0].file)}), "EXTERNAL_REFERENCE", "line", "", nil},
-		{"manifest", described(envelope, member{name: "vm.mf", body: "SHA256(d.vmdk)= " + strings.Repeat("0", 64) + "\n"}), "CHECKSUM", "manifest", "", nil},
+		{"manifest", described(envelope, member{name: "vm.mf", body: fmt.Sprintf("SHA256(vm.ovf)= %x\nSHA256(d.vmdk)= %064d\n", sha256.Sum256([]byte(envelope)), 0)}), "CHECKSUM", "manifest", "", nil},
+		{"manifest without the disk", described(envelope, member{name: "vm.mf"}), "CORRUPT", "does not list", "", nil},
+		{"another disk for who ignores namespaces", described(strings.Replace(envelope, "<Disk ", `<Disk xmlns:x="urn:x" x:fileRef="g" `, 1)), "UNSAFE_XML", "two attributes fileRef", "", nil},
+		{"another archive behind it", append(described(envelope), described(envelope)...), "CORRUPT", "behind its end", "", nil},
+		{"another capacity", changed("3145728", "99999999"), "CORRUPT", "its image 3145728", "", nil},
 		{"two disks", changed("<Disk ", `<Disk ovf:diskId="e" ovf:fileRef="f"/><Disk `), "UNSUPPORTED_FEATURE", "2 disks", "", nil},
 		{"format", changed("vmdk.html#streamOptimized", "tape"), "UNSUPPORTED_FORMAT", "format", "", nil},
 		{"version", changed(`xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"`, `xmlns="urn:x"`), "UNSUPPORTED_VERSION", "version", "", nil},

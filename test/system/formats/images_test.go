@@ -170,7 +170,7 @@ func archive(t *testing.T, members ...member) []byte {
 
 // envelope is an OVF description of one disk.
 const envelope = `<?xml version="1.0"?><Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
-<References><File ovf:href="d.vmdk" ovf:id="f"/></References><DiskSection><Disk ovf:diskId="d" ovf:fileRef="f" ovf:capacity="1"
+<References><File ovf:href="d.vmdk" ovf:id="f"/></References><DiskSection><Disk ovf:diskId="d" ovf:fileRef="f" ovf:capacity="3145728"
  ovf:format="http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"/></DiskSection></Envelope>`
 
 const top = "{5fbaabe3-6958-40ff-92a7-860e329aab41}"
