@@ -324,7 +324,7 @@ func (e *Engine) detach(ctx context.Context, d draft, ds []diskRecords, force bo
 	if len(vols) == 0 {
 		return nil
 	}
-	if err := e.needPools(vols); err != nil {
+	if err := e.needPools(ctx, vols); err != nil {
 		return err
 	}
 	measured := e.measureVolumes(ctx, vols)

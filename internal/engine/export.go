@@ -62,7 +62,7 @@ func (e *Engine) DiskExport(ctx context.Context, ref string, x api.Export, s Sin
 	defer e.reading.take(r.pool.ID)()
 	in, err := p.OpenChain(ctx, chain, driver.Read)
 	if err != nil {
-		return err
+		return errs.Wrap(err, op, name)
 	}
 	err = e.notLeased(ctx, r.volume) // granted before the locks that keep others away were taken
 	if err == nil {

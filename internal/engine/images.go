@@ -86,7 +86,7 @@ func settled(ctx context.Context, tx *store.Tx, i disk.Image) error {
 func (e *Engine) imageBases(ctx context.Context, ref string) (disk.Image, []disk.Volume, error) {
 	i, bases, err := e.readyImage(ctx, ref)
 	if err == nil {
-		err = e.needPools(bases)
+		err = e.needPools(ctx, bases)
 	}
 	return i, bases, err
 }
@@ -324,7 +324,7 @@ func (e *Engine) CachePrune(ctx context.Context, o api.Options, r api.CachePrune
 	if err != nil {
 		return api.Outcome{}, err
 	}
-	if err := e.needPools(victims); err != nil {
+	if err := e.needPools(ctx, victims); err != nil {
 		return api.Outcome{}, err
 	}
 	for _, b := range victims {

@@ -174,7 +174,7 @@ func (e *Engine) InstanceRename(ctx context.Context, o api.Options, ref, name st
 	if err != nil {
 		return api.Outcome{}, err
 	}
-	if err := e.needPools(vols); err != nil {
+	if err := e.needPools(ctx, vols); err != nil {
 		return api.Outcome{}, err
 	}
 	d := newDraft("instance.rename", instanceSubject(i))
@@ -223,11 +223,10 @@ func (e *Engine) instanceVolumes(ctx context.Context, ref string) (i disk.Instan
 }
 
 // needPools returns errs.Unavailable if a pool of any of vols is not active.
-func (e *Engine) needPools(vols []disk.Volume) error {
+func (e *Engine) needPools(ctx context.Context, vols []disk.Volume) error {
 	for _, v := range vols {
-		if _, ok := e.pools.get(v.PoolID); !ok {
-			return errs.New(errs.Unavailable, "pool", string(v.PoolID), "the pool that holds %s is not active", v.Name).
-				WithHint("start it first: tarn pool list shows its name")
+		if _, err := e.poolOf(ctx, v.PoolID); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -245,7 +244,7 @@ func (e *Engine) InstanceDelete(ctx context.Context, o api.Options, ref string) 
 	d := newDraft("instance.delete", instanceSubject(i))
 	d.request = named{ref}
 	d.resources = []string{"instance:" + string(i.ID)}
-	if err := e.needPools(vols); err != nil {
+	if err := e.needPools(ctx, vols); err != nil {
 		return api.Outcome{}, err
 	}
 	for _, v := range slices.Backward(vols) {

@@ -3,14 +3,17 @@ package engine_test
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/engine"
 )
 
 // TestDeleteKeepsWhatWasPutInADisksPlace puts a foreign file under the name of a
@@ -171,4 +174,61 @@ func TestAForeignSidecarKeepsNoPool(t *testing.T) {
 	if got, err := os.ReadFile(lone); err != nil || string(got) != "theirs" {
 		t.Errorf("the foreign file reads %q, %v", got, err)
 	}
+}
+
+// TestRefusalsNameWhatUsersKnow asks that a refusal speaks of disks and pools by
+// their names, not of files and ids.
+func TestRefusalsNameWhatUsersKnow(t *testing.T) {
+	ctx := context.Background()
+	none := api.Options{}
+	b := newBench(t)
+	b.pool("main")
+	b.instance("v", api.DiskSpec{Role: "data", Size: 1 << 20, Format: "qcow2"})
+	export := func() error {
+		return b.DiskExport(ctx, "v/data0", api.Export{Format: "raw"}, engine.Sink{Stream: io.Discard}, nil)
+	}
+	check := func(subject string, calls map[string]func() error) {
+		t.Helper()
+		for name, call := range calls {
+			var e *errs.Error
+			if err := call(); !errors.As(err, &e) || e.Subject != subject {
+				t.Errorf("%s: got %v, want %s as the subject", name, err, subject)
+			}
+		}
+	}
+	path := mustDisk(t, b, "v/data0").Path
+	let := lockedByQEMU(t, path)
+	check("v/data0", map[string]func() error{
+		"export": export,
+		"resize": func() error { return second(b.DiskResize(ctx, none, "v/data0", api.DiskResize{By: 4096})) },
+		"delete": func() error { return second(b.DiskDelete(ctx, none, "v/data0")) },
+	})
+	let()
+	overwrite(t, path, 0, "gone")
+	check("v/data0", map[string]func() error{"export of a damaged disk": export})
+	b.must(b.PoolStop(ctx, none, "main"))
+	check("main", map[string]func() error{
+		"instance rename": func() error { return second(b.InstanceRename(ctx, none, "v", "w")) },
+		"instance delete": func() error { return second(b.InstanceDelete(ctx, none, "v")) },
+	})
+}
+
+// TestAnExportIsNamed has an export under way when another command wants the disk.
+func TestAnExportIsNamed(t *testing.T) {
+	ctx := context.Background()
+	b := newBench(t)
+	b.pool("main")
+	b.instance("v", api.DiskSpec{Role: "data", Size: 1 << 20})
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		done <- b.DiskExport(ctx, "v/data0", api.Export{Format: "raw"}, engine.Sink{Stream: w}, nil)
+	}()
+	_, err := io.ReadFull(r, make([]byte, 1))
+	do(t, err)
+	if _, err := b.DiskAttach(ctx, "v/data0", api.Attach{As: "qemu"}); !errors.Is(err, errs.Busy) || !strings.Contains(err.Error(), "exported") {
+		t.Errorf("attach during an export: got %v, want kind busy and why", err)
+	}
+	_, err = io.Copy(io.Discard, io.LimitReader(r, 1<<20-1))
+	do(t, err, <-done)
 }

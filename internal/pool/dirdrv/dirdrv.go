@@ -106,7 +106,7 @@ func openPool(c driver.Config) (*pool, error) {
 	case isNotExist(err):
 		err = errs.New(errs.Unavailable, op, c.Path, "the directory has no %s: its file system is not mounted?", markerName)
 	case err == nil && !isMarkerOf(data, c.ID):
-		err = errs.New(errs.Conflict, op, c.Path, "the directory is another pool's")
+		err = errs.New(errs.Conflict, op, c.Path, "the directory %s is another pool's", c.Path)
 	case err == nil:
 		err = p.openTmp()
 	}

@@ -36,15 +36,15 @@ func openPlace(op, path string) (*dir, error) {
 	info, err := os.Lstat(path)
 	switch {
 	case isNotExist(err):
-		return nil, errs.New(errs.Unavailable, op, path, "there is no such directory: its file system is not mounted?")
+		return nil, errs.New(errs.Unavailable, op, path, "there is no directory %s: its file system is not mounted?", path)
 	case impossible(err):
 		return nil, errs.New(errs.Invalid, op, path, "no directory can be there: %w", err)
 	case err != nil:
 		return nil, failed(op, path, err)
 	case info.Mode()&os.ModeSymlink != 0:
-		return nil, errs.New(errs.Unsafe, op, path, "is a symlink, which could come to point elsewhere").WithHint("name the directory it leads to")
+		return nil, errs.New(errs.Unsafe, op, path, "%s is a symlink, which could come to point elsewhere", path).WithHint("name the directory it leads to")
 	case !info.IsDir():
-		return nil, errs.New(errs.Invalid, op, path, "is not a directory")
+		return nil, errs.New(errs.Invalid, op, path, "%s is not a directory", path)
 	}
 	d, err := openDir(path)
 	if err != nil {
@@ -74,14 +74,14 @@ func checkTrust(op, path string, d *dir) error {
 		return failed(op, path, err)
 	}
 	if uid := int(st.Uid); uid != 0 && uid != os.Geteuid() {
-		return errs.New(errs.Unsafe, op, path, "the directory belongs to user %d, who could replace volumes", uid).
+		return errs.New(errs.Unsafe, op, path, "the directory %s belongs to user %d, who could replace volumes", path, uid).
 			WithHint("chown it to root or to the user that runs tarnd")
 	}
 	if st.Mode&unix.S_IWOTH != 0 && st.Mode&unix.S_ISVTX == 0 {
-		return errs.New(errs.Unsafe, op, path, "everybody can write the directory").WithHint("chmod o-w %s", path)
+		return errs.New(errs.Unsafe, op, path, "everybody can write the directory %s", path).WithHint("chmod o-w %s", path)
 	}
 	if gid := int(st.Gid); st.Mode&unix.S_IWGRP != 0 && gid != 0 && gid != os.Getegid() {
-		return errs.New(errs.Unsafe, op, path, "group %d can write the directory", gid).WithHint("chmod g-w %s", path)
+		return errs.New(errs.Unsafe, op, path, "group %d can write the directory %s", gid, path).WithHint("chmod g-w %s", path)
 	}
 	return nil
 }
@@ -192,7 +192,7 @@ func makePlace(op string, c driver.Config) error {
 func fill(op string, d *dir, c driver.Config, marker []byte) error {
 	old, err := d.readFile(markerName)
 	if err == nil && !isMarkerOf(old, c.ID) {
-		return errs.New(errs.Conflict, op, c.Path, "the directory is another pool's").
+		return errs.New(errs.Conflict, op, c.Path, "the directory %s is another pool's", c.Path).
 			WithHint("take it over with \"tarn pool import\", or choose another directory")
 	}
 	if err != nil && !isNotExist(err) {
@@ -262,7 +262,7 @@ func remove(ctx context.Context, c driver.Config) error {
 	data, err := d.readFile(markerName)
 	switch {
 	case err == nil && !isMarkerOf(data, c.ID):
-		return errs.New(errs.Conflict, op, c.Path, "the directory is another pool's")
+		return errs.New(errs.Conflict, op, c.Path, "the directory %s is another pool's", c.Path)
 	case err == nil:
 		err = empty(ctx, op, d, c)
 	case isNotExist(err):
