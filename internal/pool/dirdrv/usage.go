@@ -87,13 +87,29 @@ func formatUUID(u [16]byte) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
 }
 
-// uuidByDevice finds the UUID that udev knows for a block device.
+// uuidByDevice finds the UUID that udev knows for a block device: in its
+// database, which a service can read whose /dev is private, or by its links.
 func uuidByDevice(dev uint64) string {
+	data, _ := os.ReadFile(fmt.Sprintf("/run/udev/data/b%d:%d", unix.Major(dev), unix.Minor(dev)))
+	if uuid := udevUUID(string(data)); uuid != "" {
+		return uuid
+	}
 	links, _ := filepath.Glob("/dev/disk/by-uuid/*")
 	for _, link := range links {
 		var st unix.Stat_t
 		if unix.Stat(link, &st) == nil && st.Rdev == dev {
 			return strings.ToLower(filepath.Base(link))
+		}
+	}
+	return ""
+}
+
+// udevUUID returns the name that an entry of udev's database gives to a file
+// system's link, in lower case.
+func udevUUID(entry string) string {
+	for line := range strings.Lines(entry) {
+		if uuid, ok := strings.CutPrefix(strings.TrimSpace(line), "E:ID_FS_UUID_ENC="); ok {
+			return strings.ToLower(uuid)
 		}
 	}
 	return ""
