@@ -286,7 +286,7 @@ func (e *Engine) inspect(ctx context.Context, d api.ImageDetails, c claim, src i
 	}
 	defer o.close()
 	defer o.begin(ctx)()
-	v, err := ingest.Inspect(ctx, e.cfg.Ingest, o.src, c.gate(0))
+	v, err := ingest.Inspect(ctx, e.cfg.Ingest, o.src, o.gate(c, 0))
 	if err != nil || v.Verdict != "accept" {
 		if broken := o.because(nil); broken != nil {
 			err = broken
@@ -350,12 +350,6 @@ func (e *Engine) imageImport(ctx context.Context, o api.Options, r, kept api.Ima
 		e.imports.drop(d.id)
 	}
 	return out, err
-}
-
-// gate is the claim in the gate's words; a stream that does not announce its
-// size may have at most unannounced bytes.
-func (c claim) gate(unannounced int64) ingest.Claim {
-	return ingest.Claim{Format: c.Format, Compression: c.Compression, SHA256: c.SHA256, MaxVirtualSize: c.MaxVirtualSize, MaxUnannounced: unannounced}
 }
 
 // public is d without URLs that may carry a secret: those with a user or a

@@ -104,7 +104,7 @@ func (e *Engine) judge(ctx context.Context, c *journal.Call, a importArgs, unann
 			end()
 			return judged{}, err
 		}
-		session, err := ingest.Open(life, e.cfg.Ingest, o.src, a.gate(unannounced))
+		session, err := ingest.Open(life, e.cfg.Ingest, o.src, o.gate(a.claim, unannounced))
 		if err != nil {
 			o.close()
 			end()

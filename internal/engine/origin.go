@@ -79,6 +79,12 @@ func (e *Engine) fetch(ctx context.Context, d api.ImageDetails, c claim) (*fetch
 	return i.Open(ctx)
 }
 
+// gate is a claim of the source in the gate's words; one that does not announce
+// its size may have at most unannounced bytes.
+func (o *origin) gate(c claim, unannounced int64) ingest.Claim {
+	return ingest.Claim{Format: c.Format, Compression: c.Compression, SHA256: c.SHA256, Promised: o.check != nil, MaxVirtualSize: c.MaxVirtualSize, MaxUnannounced: unannounced}
+}
+
 func (o *origin) close() {
 	if o.remote != nil {
 		o.remote.Close()

@@ -108,12 +108,12 @@ func (d descriptor) extent(off, size int64) (diskfmt.Extent, error) {
 
 // stamp is what shows that a file was changed.
 type stamp struct {
-	size  int64
-	mtime unix.Timespec
+	size         int64
+	mtime, ctime unix.Timespec
 }
 
 func (d descriptor) stamp() (stamp, error) {
 	var st unix.Stat_t
 	err := unix.Fstat(int(d), &st)
-	return stamp{st.Size, st.Mtim}, err
+	return stamp{st.Size, st.Mtim, st.Ctim}, err
 }

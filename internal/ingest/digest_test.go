@@ -58,7 +58,7 @@ func TestSourceDigestTakesWhatIsRead(t *testing.T) {
 	disk := mixed(42, 4*mib)
 	f := writeFile(t, disk)
 	d := newSourceDigest(descriptor(f.Fd()), int64(len(disk)))
-	if _, err := f.WriteAt(make([]byte, len(disk)), 0); err != nil { // whoever reads again reads zeroes
+	if _, err := writable(t, f).WriteAt(make([]byte, len(disk)), 0); err != nil { // whoever reads again reads zeroes
 		t.Fatal(err)
 	}
 	for off := 0; off < len(disk); off += 64 * kib {

@@ -82,11 +82,28 @@ func writeFile(t testing.TB, b []byte) *os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() })
 	if _, err := f.WriteAt(b, 0); err != nil {
 		t.Fatal(err)
 	}
+	if err := f.Close(); err != nil { // what somebody may still write is refused
+		t.Fatal(err)
+	}
+	if f, err = os.Open(f.Name()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
 	return f
+}
+
+// writable opens a file of writeFile for writing.
+func writable(t testing.TB, f *os.File) *os.File {
+	t.Helper()
+	w, err := os.OpenFile(f.Name(), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Close() })
+	return w
 }
 
 // output returns an empty sparse file of size bytes.

@@ -53,6 +53,7 @@ type Claim struct {
 	Format         string // one of diskfmt.ImageFormats
 	Compression    string // what it is wrapped in, one of unpack.Names; "" nothing
 	SHA256         string // of the bytes as delivered, hex; "" claims nothing
+	Promised       bool   // the caller itself holds the bytes as delivered against something
 	MaxVirtualSize int64  // 0 means DefaultMaxVirtualSize
 	// MaxUnannounced bounds what comes in turn and does not announce its size, a
 	// stream or what a packed source holds, and the data that such content may

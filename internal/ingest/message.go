@@ -39,6 +39,7 @@ type judge struct {
 	MaxData     int64  `json:"max_data"` // of what does not announce its size
 	Threads     int    `json:"threads"`
 	Described   bool   `json:"described,omitempty"` // a description comes with the message
+	Held        bool   `json:"held,omitempty"`      // the daemon learns of it when the file is written, or it is read once
 }
 
 // convert is the second request. Output comes with the message unless Dry; the

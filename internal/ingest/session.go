@@ -35,6 +35,7 @@ type Session struct {
 	header  Header
 	layers  Layers
 	pipe    *os.File // the write end that feeds a Stream
+	lease   *lease   // on a file that is read more than once, where there is one to be had
 
 	mu     sync.Mutex
 	reason error // why the worker was stopped
@@ -60,7 +61,7 @@ func (s *Session) open(ctx context.Context, src Source) error {
 	if j.Threads <= 0 {
 		j.Threads = runtime.GOMAXPROCS(0)
 	}
-	input, err := s.input(src, &j)
+	input, src, err := s.input(src, &j)
 	if err != nil {
 		return err
 	}
@@ -82,8 +83,8 @@ func (s *Session) open(ctx context.Context, src Source) error {
 	if j.Stream {
 		limit = s.cfg.Idle // the sender decides when the header comes
 	}
-	r, err := s.answer(limit, func(advance) error { return nil })
-	if err != nil {
+	r, err := s.answer(limit, func(advance) error { return s.lease.holds() })
+	if err = s.unwritten(err); err != nil {
 		return err
 	}
 	if r.Header == nil {
@@ -110,39 +111,71 @@ func (s *Session) claimed(j judge, description []byte) error {
 	return s.ask(request{Judge: &j}, []*os.File{f})
 }
 
-// input returns the worker's source descriptor and completes j. For a Stream
-// it is a pipe that feed fills.
-func (s *Session) input(src Source, j *judge) (*os.File, error) {
+// input returns the worker's source descriptor, and the source as it is to be
+// read, and completes j. For a Stream the descriptor is a pipe that feed fills.
+func (s *Session) input(src Source, j *judge) (*os.File, Source, error) {
 	if src.File == nil {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return nil, err
-		}
-		// A larger pipe saves switches between the processes; the system's
-		// limit may forbid it.
-		if c, err := w.SyscallConn(); err == nil {
-			_ = c.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, 1<<20) })
-		}
-		s.pipe, j.Stream = w, true
-		return r, nil
+		r, err := s.piped(j)
+		return r, src, err
 	}
 	fi, err := src.File.Stat()
 	if err != nil {
-		return nil, err
+		return nil, src, err
 	}
 	switch mode := fi.Mode(); {
 	case mode.IsRegular():
-		j.Size = fi.Size()
+		return s.regular(src, fi.Size(), j)
 	case src.Name == Stdin && mode&(os.ModeNamedPipe|os.ModeSocket) != 0:
 		j.Stream = true
 		if j.Size == 0 {
 			j.Size = -1
 		}
 	default:
-		return nil, strict.Refuse(strict.NotRegular, "it is %s, not a regular file", fileType(mode)).
+		return nil, src, strict.Refuse(strict.NotRegular, "it is %s, not a regular file", fileType(mode)).
 			WithHint("name a file, or - to read standard input from a pipe")
 	}
-	return src.File, nil
+	return src.File, src, nil
+}
+
+// piped returns the end of a pipe that a worker reads a stream from.
+func (s *Session) piped(j *judge) (*os.File, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	// A larger pipe saves switches between the processes; the system's limit
+	// may forbid it.
+	if c, err := w.SyscallConn(); err == nil {
+		_ = c.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, 1<<20) })
+	}
+	s.pipe, j.Stream = w, true
+	return r, nil
+}
+
+// regular sees to it that what is judged of a file, what is digested and what is
+// converted are the same bytes. Four things might happen:
+//  1. the file's bytes are read once: nothing is to be done;
+//  2. a lease is held on it, up to the session's end;
+//  3. none is to be had and somebody promised what the bytes are: they are read
+//     once, as a stream of which a copy is kept;
+//  4. none is to be had and nobody promised anything: only the file's size and
+//     times show a change.
+func (s *Session) regular(src Source, size int64, j *judge) (*os.File, Source, error) {
+	j.Size = size
+	if s.claim.readOnce() {
+		j.Held = true
+		return src.File, src, nil
+	}
+	var err error
+	if s.lease, err = takeLease(src.File); err != nil {
+		return nil, src, err
+	}
+	if j.Held = s.lease != nil; j.Held || !s.claim.promised() {
+		return src.File, src, nil
+	}
+	src.Stream, src.File, src.Size = io.NewSectionReader(src.File, 0, size), nil, size
+	r, err := s.piped(j)
+	return r, src, err
 }
 
 func fileType(mode os.FileMode) string {
@@ -244,10 +277,14 @@ func (s *Session) convert(ctx context.Context, dst *os.File, spool func() (*os.F
 			if progress != nil {
 				progress(p.Done, p.Total)
 			}
+			if err := s.lease.holds(); err != nil {
+				return err
+			}
 			return checkGuards(guards)
 		})
 		return errors.Join(err, checkGuards(guards))
 	})
+	err = s.unwritten(err)
 	switch {
 	case err != nil:
 		return Result{}, err
@@ -255,6 +292,18 @@ func (s *Session) convert(ctx context.Context, dst *os.File, spool func() (*os.F
 		return Result{}, s.nonsense("it gave no result")
 	}
 	return *r.Result, s.checkResult(*r.Result)
+}
+
+// unwritten returns err, unless the file was opened for writing while it was
+// read. What else seems to be wrong with its bytes says nothing then.
+func (s *Session) unwritten(err error) error {
+	if err != nil && strict.ClassOf(err) == "" {
+		return err
+	}
+	if written := s.lease.holds(); written != nil {
+		return written
+	}
+	return err
 }
 
 // outputs returns the files that the worker writes, and what watches them.
@@ -424,6 +473,7 @@ func (s *Session) Close() error {
 	if s.conn != nil {
 		s.conn.Close()
 	}
+	s.lease.end()
 	return nil
 }
 

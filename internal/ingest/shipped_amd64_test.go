@@ -129,7 +129,7 @@ func TestShippedWorkerIsTold(t *testing.T) {
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
 	defer ours.Close()
-	p := traced{source: writeFile(t, mixed(1, mib))}
+	p := traced{source: writable(t, writeFile(t, mixed(1, mib)))}
 	cmd := exec.Command(shippedBinary(t), "worker")
 	cmd.ExtraFiles = []*os.File{p.source, theirs}
 	if err := p.start(cmd); err != nil {

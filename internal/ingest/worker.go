@@ -232,12 +232,16 @@ func (im *intake) convert(ctx context.Context) (Result, error) {
 }
 
 // unchanged refuses a file that was written while it was read. What else seems
-// to be wrong with its bytes says nothing then.
+// to be wrong with its bytes says nothing then. The time of change, which also
+// the loss of a name sets, counts where nothing better keeps watch.
 func (im *intake) unchanged(refusal error) error {
 	if refusal != nil && strict.ClassOf(refusal) == "" {
 		return refusal
 	}
 	now, err := im.src.stamp()
+	if im.Held {
+		now.ctime = im.start.ctime
+	}
 	if err == nil && now != im.start {
 		err = errChanged()
 	}

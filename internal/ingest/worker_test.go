@@ -181,8 +181,12 @@ func TestFileThatChangesMeanwhile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := change(f); err != nil {
-				t.Fatal(err)
+			w, err := os.OpenFile(f.Name(), os.O_RDWR|unix.O_NONBLOCK, 0)
+			if err == nil {
+				err = errors.Join(change(w), w.Close())
+			}
+			if held := s.lease != nil; held != errors.Is(err, unix.EWOULDBLOCK) || !held && err != nil {
+				t.Fatalf("%s %s: %v, with a lease: %v", variant, name, err, held)
 			}
 			_, err = s.Convert(t.Context(), output(t, max(0, s.Header().VirtualSize)), nil, nil)
 			var e *errs.Error
