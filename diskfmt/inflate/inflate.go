@@ -9,7 +9,6 @@ package inflate
 import (
 	"encoding/binary"
 	"errors"
-	"hash/adler32"
 	"math/bits"
 	"sync"
 )
@@ -116,7 +115,7 @@ func Zlib(dst, src []byte) (int, error) {
 	if len(src) < n+4 {
 		return 0, ErrShort
 	}
-	if binary.BigEndian.Uint32(src[n:]) != adler32.Checksum(dst) {
+	if binary.BigEndian.Uint32(src[n:]) != checksum(dst) {
 		return 0, ErrCorrupt
 	}
 	return n + 4, nil
@@ -489,9 +488,8 @@ func (r *reader) block(t *tables, dst []byte, out int) (int, error) {
 			} else {
 				put(dst, at, load(dst, from))
 				put(dst, at+8, load(dst, from+8))
-				for at += 16; at < out; at += 8 {
-					from += 8
-					put(dst, at, load(dst, from+8))
+				for at, from = at+16, from+16; at < out; at, from = at+8, from+8 {
+					put(dst, at, load(dst, from))
 				}
 			}
 		}
