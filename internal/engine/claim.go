@@ -287,11 +287,11 @@ func (e *Engine) inspect(ctx context.Context, d api.ImageDetails, c claim, src i
 	defer o.close()
 	defer o.begin(ctx)()
 	v, err := ingest.Inspect(ctx, e.cfg.Ingest, o.src, o.gate(c, 0))
-	if err != nil || v.Verdict != "accept" {
-		if broken := o.because(nil); broken != nil {
-			err = broken
-		}
-		return v, err
+	switch broken := o.broken(); {
+	case err != nil:
+		return v, o.because(err)
+	case v.Verdict != "accept":
+		return v, broken
 	}
 	_, err = o.verify(ctx, v.SourceSHA256)
 	return v, err

@@ -94,14 +94,23 @@ func (o *origin) close() {
 // because returns why the gate failed with err: a source that broke off says
 // it better.
 func (o *origin) because(err error) error {
-	if err == nil || o.stream == nil {
-		return err
-	}
-	var typed *errs.Error
-	if cause := o.stream.failed(); errors.As(cause, &typed) {
-		return cause
+	if broken := o.broken(); err != nil && broken != nil {
+		return broken
 	}
 	return err
+}
+
+// broken returns how a stream failed that says so itself, nil for others.
+func (o *origin) broken() error {
+	if o.stream == nil {
+		return nil
+	}
+	err := o.stream.failed()
+	var typed *errs.Error
+	if errors.As(err, &typed) {
+		return err
+	}
+	return nil
 }
 
 // watched is a stream that remembers how it failed.

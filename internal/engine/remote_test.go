@@ -53,9 +53,18 @@ func newOrigin(t testing.TB, data []byte) *origin {
 	return o
 }
 
-// ServeHTTP serves /disk.raw, /SHA256SUMS and nothing else.
+// ServeHTTP serves /disk.raw, /SHA256SUMS, the image in ways that are wrong, and
+// nothing else.
 func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	etag := `"one"`
 	switch r.URL.Path {
+	case "/unversioned.raw":
+		etag = ""
+	case "/changing.raw":
+		etag = fmt.Sprintf("%q", fmt.Sprint(o.requests.Load()))
+	case "/more.raw":
+		o.more(w)
+		return
 	case "/SHA256SUMS":
 		fmt.Fprintf(w, "%x *disk.raw\n", sha256.Sum256(o.data))
 		return
@@ -68,7 +77,9 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Range") != "" {
 		o.ranges.Add(1)
 	}
-	w.Header().Set("ETag", `"one"`)
+	if etag != "" {
+		w.Header().Set("ETag", etag)
+	}
 	third := len(o.data) / 3
 	if o.cut.Add(-1) >= 0 {
 		w = &short{w, third / 10}
@@ -77,6 +88,17 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w = &held{w, third, o.hold, r.Context()}
 	}
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(o.data))
+}
+
+// more answers with 100 bytes more than it announces.
+func (o *origin) more(w http.ResponseWriter) {
+	conn, _, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", len(o.data)-100)
+	_, _ = conn.Write(o.data) // the client may hang up at any time
 }
 
 // short ends an answer early.
@@ -218,6 +240,9 @@ func TestWhatIsNotFetchedLeavesNothing(t *testing.T) {
 		{"404", api.ImageDetails{URL: o.URL + "/nothing"}, 0, errs.NotFound, "", "404"},
 		{"sha512", api.ImageDetails{URL: at, SHA512: wrong}, 0, errs.Unsafe, "CHECKSUM", "SHA-512"},
 		{"breaks off", api.ImageDetails{URL: at}, 1000, errs.Unsafe, "TRUNCATED", "continued"},
+		{"breaks off without a version", api.ImageDetails{URL: o.URL + "/unversioned.raw"}, 1, errs.Unsafe, "TRUNCATED", "names no version"},
+		{"more than announced", api.ImageDetails{URL: o.URL + "/more.raw"}, 0, errs.Unsafe, "CORRUPT", "more than the 3145628 bytes"},
+		{"changed", api.ImageDetails{URL: o.URL + "/changing.raw"}, 1, errs.Conflict, "", "has changed"},
 		{"http", api.ImageDetails{URL: strings.Replace(at, "https", "http", 1)}, 0, errs.Unsafe, "", "http"},
 		{"ftp", api.ImageDetails{URL: strings.Replace(at, "https", "ftp", 1)}, 0, errs.Invalid, "", "ftp"},
 		{"cloud of no Glance", api.ImageDetails{URL: at, Cloud: "x"}, 0, errs.Invalid, "", "Glance"},
@@ -239,6 +264,17 @@ func TestWhatIsNotFetchedLeavesNothing(t *testing.T) {
 				t.Errorf("got %s %s %q, want %s %s with %q", e.Kind, e.Class, e.Message, row.kind, row.class, row.text)
 			}
 			b.empty("main")
+			o.cut.Store(row.cuts)
+			v, err := b.ImageInspect(context.Background(), api.ImageInspect{Format: "raw", ImageDetails: row.d}, ingest.Source{})
+			if row.kind != errs.Unsafe {
+				if e := api.ErrorOf(err); e.Kind != row.kind || !strings.Contains(e.Message, row.text) {
+					t.Errorf("inspect: got %v, %+v, want %s with %q", err, v, row.kind, row.text)
+				}
+				return
+			}
+			if err != nil || v.Verdict != "reject" || v.Error != row.class || v.Hint != e.Hint || !strings.Contains(v.Detail, row.text) {
+				t.Errorf("inspect: got %+v, %v, want reject as %q with %q and the hint %q", v, err, row.class, row.text, e.Hint)
+			}
 		})
 	}
 	b.t = t
