@@ -15,19 +15,21 @@ func (r *Runner[T]) Holds(id ID) bool {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.submitting[id]
+	return r.submitting[id] != nil
 }
 
-// announce tells Holds that the operation is about to be recorded, until the
-// returned function is called.
+// announce tells Holds and started that the operation is about to be recorded,
+// until the returned function is called.
 func (r *Runner[T]) announce(id ID) (done func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.submitting[id] = true
+	begun := make(chan struct{})
+	r.submitting[id] = begun
 	return func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		delete(r.submitting, id)
+		close(begun)
 	}
 }
 

@@ -74,8 +74,8 @@ type Runner[T any] struct {
 	closing chan struct{}
 
 	mu         sync.Mutex
-	tasks      map[ID]*task // running, and those left for the next start
-	submitting map[ID]bool  // recorded, or about to be, and not in tasks yet
+	tasks      map[ID]*task         // running, and those left for the next start
+	submitting map[ID]chan struct{} // recorded, or about to be, and not in tasks yet; closed then
 	closed     bool
 	began      bool
 	wg         sync.WaitGroup
@@ -91,7 +91,7 @@ func NewRunner[T any](rows Rows[T], o Options[T]) *Runner[T] {
 		slots:      semaphore.NewWeighted(int64(o.Workers)),
 		closing:    make(chan struct{}),
 		tasks:      map[ID]*task{},
-		submitting: map[ID]bool{},
+		submitting: map[ID]chan struct{}{},
 	}
 }
 
@@ -303,6 +303,22 @@ func (r *Runner[T]) task(id ID) *task {
 	return r.tasks[id]
 }
 
+// started is task for who has seen an operation on record: one whose Submit has
+// not come to starting it yet is waited for.
+func (r *Runner[T]) started(ctx context.Context, id ID) *task {
+	r.mu.Lock()
+	t, submitting := r.tasks[id], r.submitting[id]
+	r.mu.Unlock()
+	if t != nil || submitting == nil {
+		return t
+	}
+	select {
+	case <-submitting:
+	case <-ctx.Done():
+	}
+	return r.task(id)
+}
+
 // Get returns an operation as it is now, with the live progress of a running
 // one, or errs.NotFound.
 func (r *Runner[T]) Get(ctx context.Context, id ID) (Operation, error) {
@@ -324,7 +340,7 @@ func (r *Runner[T]) Overlay(row Operation) Operation {
 // next start (with the reason), or after d. When ctx ends first the error is its
 // cause.
 func (r *Runner[T]) Wait(ctx context.Context, id ID, d time.Duration) (Operation, error) {
-	t := r.task(id)
+	t := r.started(ctx, id)
 	if t == nil {
 		return r.row(ctx, id)
 	}
@@ -353,7 +369,7 @@ func (r *Runner[T]) Wait(ctx context.Context, id ID, d time.Duration) (Operation
 // errs.Unavailable for one that another host runs. Repeating it, or cancelling
 // an operation that is being undone already, changes nothing.
 func (r *Runner[T]) Cancel(ctx context.Context, id ID) (Operation, error) {
-	t := r.task(id)
+	t := r.started(ctx, id)
 	if t == nil {
 		op, err := r.row(ctx, id)
 		if err != nil {

@@ -154,6 +154,57 @@ func expect(t *testing.T, what string, got, want any) {
 	}
 }
 
+// slow is a store whose answer to the first commit comes when it is let.
+type slow struct {
+	*files
+	once         sync.Once
+	reached, let chan struct{}
+}
+
+func (s *slow) Update(ctx context.Context, fn func(context.Context, *tx) error) error {
+	err := s.files.Update(ctx, fn)
+	s.once.Do(func() { close(s.reached); <-s.let })
+	return err
+}
+
+// TestWaitWhileSubmitted waits for an operation that is on record and whose
+// Submit has not come back yet, and cancels another one.
+func TestWaitWhileSubmitted(t *testing.T) {
+	for _, cancel := range []bool{false, true} {
+		b := newBench(t, newFiles(t))
+		rows := &slow{files: b.rows, reached: make(chan struct{}), let: make(chan struct{})}
+		b.Runner = journal.NewRunner(rows, b.o)
+		hold := make(chan struct{})
+		b.a.act = func(ctx context.Context, _ *journal.Call) error {
+			if cancel {
+				<-ctx.Done()
+				return context.Cause(ctx)
+			}
+			<-hold
+			return nil
+		}
+		done := make(chan error, 1)
+		go func() {
+			_, _, err := b.Submit(t.Context(), journal.Operation{ID: "x", Kind: "test", Steps: []journal.Step{journal.NewStep("a/v1", nil)}}, nil)
+			done <- err
+		}()
+		<-rows.reached
+		go func() { close(rows.let); close(hold) }()
+		want := journal.Done
+		if cancel {
+			want = journal.Cancelled
+			if _, err := b.Cancel(t.Context(), "x"); err != nil {
+				t.Errorf("Cancel: %v", err)
+			}
+		}
+		expect(t, "state", b.wait(t, "x").State, want)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		b.close(t)
+	}
+}
+
 func TestTransactions(t *testing.T) {
 	for steps, want := range map[string]int{"a": 2, "a b": 3, "a b c": 4} {
 		b := newBench(t, newFiles(t))
