@@ -17,7 +17,7 @@ type source struct {
 
 const (
 	convert = `qemu-img convert -W -m 16 -O raw -f `
-	form    = `qemu-img convert -W -m 16 -f raw "$RAW" "$OUT" -O `
+	form    = `qemu-img convert -f raw "$RAW" "$OUT" -O `
 	sparse  = ` "$SRC" | dd of="$OUT" conv=sparse bs=64k iflag=fullblock`
 )
 
