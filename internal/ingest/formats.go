@@ -94,6 +94,7 @@ func (im *intake) openTables(ctx context.Context, format diskfmt.Format, f file,
 	format = im.stored(format)
 	var disk diskfmt.Reader
 	h := Header{Format: format, Features: []string{}}
+	all := anything
 	switch format {
 	case diskfmt.Raw:
 		disk, h.VirtualSize = rawFile{f, size}, size
@@ -108,10 +109,12 @@ func (im *intake) openTables(ctx context.Context, format diskfmt.Format, f file,
 		h.VirtualSize, h.Features = rep.VirtualSize, append(h.Features, rep.Features...)
 		if doors[format].flat {
 			disk = rawFile{f, size}
+		} else {
+			all = stored{rep.DataBytes, 512}
 		}
 	}
-	if err == nil && h.MaxData == 0 {
-		h.MaxData, err = dataBytes(disk)
+	if err == nil && format != diskfmt.Qcow2 && format != diskfmt.OVA { // which are measured
+		h.MaxData, err = im.dataBytes(ctx, disk, all)
 	}
 	if err == nil && im.description != nil {
 		err = im.checkDescription(disk)

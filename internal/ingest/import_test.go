@@ -88,7 +88,13 @@ func writeFile(t testing.TB, b []byte) *os.File {
 	if err := f.Close(); err != nil { // what somebody may still write is refused
 		t.Fatal(err)
 	}
-	if f, err = os.Open(f.Name()); err != nil {
+	return readable(t, f.Name())
+}
+
+func readable(t testing.TB, path string) *os.File {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })

@@ -65,10 +65,9 @@ type Claim struct {
 type Config struct {
 	User    *hostexec.User // whom workers run as; nil: nobody when this process is root, else itself
 	Threads int            // that convert; 0 means one for each processor
-	// Verdict is how long a seekable source may take to be judged, Idle how
-	// long a worker may stand still, Total how long a conversion may take.
-	// Zeroes mean 10 seconds, 60 seconds and 24 hours.
-	Verdict, Idle, Total time.Duration
+	// Idle is how long a worker may stand still, Total how long a session may
+	// take, judging and converting. Zeroes mean 60 seconds and 24 hours.
+	Idle, Total time.Duration
 	// Spool makes an empty, nameless file for Inspect to keep a stream in whose
 	// tables may come last; nil refuses such streams.
 	Spool func() (*os.File, error)
@@ -84,7 +83,7 @@ func (c Config) withDefaults() Config {
 	for _, d := range []struct {
 		value *time.Duration
 		def   time.Duration
-	}{{&c.Verdict, 10 * time.Second}, {&c.Idle, time.Minute}, {&c.Total, 24 * time.Hour}} {
+	}{{&c.Idle, time.Minute}, {&c.Total, 24 * time.Hour}} {
 		if *d.value == 0 {
 			*d.value = d.def
 		}

@@ -26,10 +26,7 @@ func (im *intake) openQcow2(ctx context.Context, r io.ReaderAt, size int64) (*in
 		return nil, Header{}, hinted(err)
 	}
 	h := qcow2Header(rep)
-	h.MaxData, err = dataBytes(src)
-	if data := rep.DataClusters + rep.CompressedClusters; err == nil && data < h.MaxData/(rep.ClusterSize+minHole) {
-		h.MaxData = data * (rep.ClusterSize + minHole)
-	}
+	h.MaxData, err = im.dataBytes(ctx, src, stored{(rep.DataClusters + rep.CompressedClusters) * rep.ClusterSize, rep.ClusterSize})
 	return src, h, hinted(err)
 }
 

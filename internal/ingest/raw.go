@@ -1,7 +1,9 @@
 package ingest
 
 import (
+	"context"
 	"io"
+	"math"
 
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/diskfmt/strict"
@@ -21,22 +23,35 @@ func (r rawFile) Size() int64 { return r.size }
 func (r rawFile) Extent(off int64) (diskfmt.Extent, error) { return r.extent(off, r.size) }
 
 // maxExtents bounds the walk that measures a disk's data; what lies behind it
-// counts as data.
+// counts as data, as far as so much is stored.
 const maxExtents = 1 << 20
 
 // minHole is the shortest run of zeroes that a conversion leaves out for sure,
 // two partly filled blocks around it included.
 const minHole = 64<<10 + 2*blockSize
 
+// stored is what a door knows of a disk's data once it has walked all tables.
+type stored struct {
+	bytes int64 // no more than these are in the file
+	unit  int64 // in pieces of so many at least
+}
+
+// anything is what is known of a disk without tables.
+var anything = stored{math.MaxInt64, 1 << 30}
+
 // dataBytes returns an upper bound of what a conversion of r writes: its data in
-// whole blocks, with the short gaps between.
-func dataBytes(r diskfmt.Reader) (int64, error) {
-	var data, end int64 // end of what was counted so far
+// whole blocks, with the short gaps between. It looks no further than all that
+// is stored, so that it takes no time for an empty disk, however large.
+func (im *intake) dataBytes(ctx context.Context, r diskfmt.Reader, all stored) (int64, error) {
+	var data, end, seen int64 // end of what was counted so far
 	size := r.Size()
 	off := int64(0)
-	for range maxExtents {
-		if off >= size {
-			return min(data, size), nil
+	for i := 0; off < size && seen < all.bytes; i++ {
+		if i == maxExtents {
+			return min(data+min(size-off, all.rest(seen)), size), nil
+		}
+		if im.count.walked.Add(1)%1024 == 0 && ctx.Err() != nil {
+			return 0, ctx.Err()
 		}
 		e, err := r.Extent(off)
 		if err != nil {
@@ -45,6 +60,7 @@ func dataBytes(r diskfmt.Reader) (int64, error) {
 		if off = e.End(); e.Kind == diskfmt.Zero {
 			continue
 		}
+		seen += e.Length
 		start := max(e.Offset&^(blockSize-1), end)
 		if e.Offset-end < minHole {
 			start = end
@@ -52,7 +68,17 @@ func dataBytes(r diskfmt.Reader) (int64, error) {
 		end = (e.End() + blockSize - 1) &^ (blockSize - 1)
 		data += end - start
 	}
-	return min(data+size-end, size), nil
+	return min(data, size), nil
+}
+
+// rest bounds what is written of the pieces behind the first seen bytes: each in
+// whole blocks, with a short gap before it.
+func (s stored) rest(seen int64) int64 {
+	n := (s.bytes - seen) / s.unit
+	if n > math.MaxInt64/2/(s.unit+minHole) {
+		return math.MaxInt64 / 2
+	}
+	return (n + 1) * (s.unit + minHole)
 }
 
 // ends returns the first and last bytes of a file, as sniff wants them.

@@ -23,6 +23,9 @@ import (
 
 const op = "image.import"
 
+// startTime is how long a worker may take to confine itself.
+const startTime = 10 * time.Second
+
 // Session is one image in front of the gate: judged once, converted at most
 // once. It is not safe for concurrent use, except Close.
 type Session struct {
@@ -37,6 +40,8 @@ type Session struct {
 	pipe    *os.File // the write end that feeds a Stream
 	lease   *lease   // on a file that is read more than once, where there is one to be had
 
+	total *time.Timer
+
 	mu     sync.Mutex
 	reason error // why the worker was stopped
 }
@@ -46,6 +51,9 @@ type Session struct {
 // byte of the source is read before the worker is confined.
 func Open(ctx context.Context, cfg Config, src Source, claim Claim) (*Session, error) {
 	s := &Session{cfg: cfg.withDefaults(), claim: claim, subject: src.Name}
+	s.total = time.AfterFunc(s.cfg.Total, func() {
+		s.stop(errs.New(errs.Unavailable, "", "", "not done after %v: the worker was stopped", s.cfg.Total))
+	})
 	if err := s.open(ctx, src); err != nil {
 		s.Close()
 		return nil, s.wrap(err)
@@ -79,11 +87,7 @@ func (s *Session) open(ctx context.Context, src Source) error {
 	if err := s.claimed(j, src.Description); err != nil {
 		return err
 	}
-	limit := s.cfg.Verdict
-	if j.Stream {
-		limit = s.cfg.Idle // the sender decides when the header comes
-	}
-	r, err := s.answer(limit, func(advance) error { return s.lease.holds() })
+	r, err := s.answer(s.cfg.Idle, func(advance) error { return s.lease.holds() })
 	if err = s.unwritten(err); err != nil {
 		return err
 	}
@@ -214,7 +218,7 @@ func (s *Session) start(ctx context.Context, input *os.File) error {
 		return err
 	}
 	theirs.Close()
-	r, err := s.answer(s.cfg.Verdict, nil)
+	r, err := s.answer(startTime, nil)
 	if err != nil {
 		return err
 	}
@@ -263,10 +267,6 @@ func (s *Session) convert(ctx context.Context, dst *os.File, spool func() (*os.F
 	if err != nil {
 		return Result{}, err
 	}
-	total := time.AfterFunc(s.cfg.Total, func() {
-		s.stop(errs.New(errs.Unavailable, "", "", "not done after %v: the worker was stopped", s.cfg.Total))
-	})
-	defer total.Stop()
 	defer context.AfterFunc(ctx, func() { s.stop(ctx.Err()) })()
 	var r reply
 	err = faults.Do(faults.Write, "convert "+s.subject, func() error {
@@ -463,6 +463,7 @@ func (s *Session) checkResult(r Result) error {
 
 // Close stops the worker and waits for its end. Closing again is not an error.
 func (s *Session) Close() error {
+	s.total.Stop()
 	s.stop(errs.New(errs.Cancelled, "", "", "the session was closed"))
 	if s.pipe != nil {
 		s.pipe.Close()

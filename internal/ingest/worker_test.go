@@ -143,13 +143,16 @@ func TestStoppedWorker(t *testing.T) {
 
 func TestTotalDeadline(t *testing.T) {
 	endless := io.MultiReader(bytes.NewReader(make([]byte, mib)), zeroReader{})
-	s, err := Open(t.Context(), Config{Total: 300 * time.Millisecond}, Source{Stream: endless, Size: -1}, Claim{Format: "raw"})
-	if err != nil {
-		t.Fatal(err)
+	silent, w := io.Pipe()
+	defer w.Close()
+	for name, source := range map[string]io.Reader{"an endless stream": endless, "one that is not judged": silent} {
+		s, err := Open(t.Context(), Config{Total: 900 * time.Millisecond}, Source{Stream: source, Size: -1}, Claim{Format: "raw"})
+		if err == nil {
+			_, err = s.Convert(t.Context(), nil, nil, nil)
+			s.Close()
+		}
+		refusal{errs.Unavailable, "", "not done after 900ms"}.check(t, name, err)
 	}
-	defer s.Close()
-	_, err = s.Convert(t.Context(), nil, nil, nil)
-	refusal{errs.Unavailable, "", "not done after 300ms"}.check(t, "endless stream", err)
 }
 
 type zeroReader struct{}

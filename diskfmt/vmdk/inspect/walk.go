@@ -47,6 +47,9 @@ func (w *walker) run() error {
 	}
 	w.m = strict.NewMap(w.f.Size, layout.Sector)
 	w.total = w.m.Passes() * int64(n)
+	if redundant(&w.h) {
+		w.total *= 2
+	}
 	for w.m.Next() {
 		if err := w.pass(); err != nil {
 			return err
@@ -199,10 +202,8 @@ func checkMarker(m layout.Marker, typ uint32, sector uint64, what string) error 
 func (w *walker) tables() error {
 	var raw [layout.TableBytes]byte
 	for t, e := range w.gd {
-		if w.steps++; w.steps%256 == 0 {
-			if err := w.lim.Tell(w.ctx, w.steps, w.total); err != nil {
-				return err
-			}
+		if err := w.step(); err != nil {
+			return err
 		}
 		if e == 0 {
 			continue
@@ -215,6 +216,14 @@ func (w *walker) tables() error {
 		}
 	}
 	return w.ctx.Err()
+}
+
+// step tells from time to time that one more table was walked.
+func (w *walker) step() error {
+	if w.steps++; w.steps%256 == 0 {
+		return w.lim.Tell(w.ctx, w.steps, w.total)
+	}
+	return nil
 }
 
 // table marks the grain table at a sector and reads it.
@@ -301,8 +310,8 @@ func maxPacked(h *layout.Header) uint64 { return 2 * h.GrainBytes() }
 func (w *walker) redundantTables() error {
 	var raw, first [layout.TableBytes]byte
 	return w.directory(w.h.RGDOffset, "the redundant grain directory", func(t uint64, e uint32) error {
-		if t%256 == 0 && w.ctx.Err() != nil {
-			return w.ctx.Err()
+		if err := w.step(); err != nil {
+			return err
 		}
 		if (e == 0) != (w.gd[t] == 0) {
 			return strict.Refuse(strict.Corrupt, "entry %d of the redundant grain directory at 0x%x does not fit the grain directory's", t, w.h.RGDOffset*layout.Sector)
