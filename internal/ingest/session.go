@@ -40,7 +40,7 @@ type Session struct {
 	pipe    *os.File // the write end that feeds a Stream
 	lease   *lease   // on a file that is read more than once, where there is one to be had
 
-	total *time.Timer
+	total *time.Timer // ends a worker that takes too long in all
 
 	mu     sync.Mutex
 	reason error // why the worker was stopped
@@ -51,9 +51,6 @@ type Session struct {
 // byte of the source is read before the worker is confined.
 func Open(ctx context.Context, cfg Config, src Source, claim Claim) (*Session, error) {
 	s := &Session{cfg: cfg.withDefaults(), claim: claim, subject: src.Name}
-	s.total = time.AfterFunc(s.cfg.Total, func() {
-		s.stop(errs.New(errs.Unavailable, "", "", "not done after %v: the worker was stopped", s.cfg.Total))
-	})
 	if err := s.open(ctx, src); err != nil {
 		s.Close()
 		return nil, s.wrap(err)
@@ -81,6 +78,9 @@ func (s *Session) open(ctx context.Context, src Source) error {
 	if err != nil {
 		return err
 	}
+	s.total = time.AfterFunc(s.cfg.Total, func() {
+		s.stop(errs.New(errs.Unavailable, "", "", "not done after %v: the worker was stopped", s.cfg.Total))
+	})
 	if src.File == nil {
 		go s.feed(src.Stream)
 	}
@@ -463,7 +463,9 @@ func (s *Session) checkResult(r Result) error {
 
 // Close stops the worker and waits for its end. Closing again is not an error.
 func (s *Session) Close() error {
-	s.total.Stop()
+	if s.total != nil {
+		s.total.Stop()
+	}
 	s.stop(errs.New(errs.Cancelled, "", "", "the session was closed"))
 	if s.pipe != nil {
 		s.pipe.Close()

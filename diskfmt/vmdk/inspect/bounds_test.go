@@ -76,3 +76,40 @@ func TestDescriptorsAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// twice is an empty disk with two directories and a table for each entry of both.
+type twice struct{ head []byte }
+
+const (
+	pairs      = 4096
+	firstDir   = 1 << 20
+	secondDir  = 2 << 20
+	firstTable = 4 << 20
+	twiceSize  = firstTable + 2*pairs*layout.TableBytes
+)
+
+func (d twice) ReadAt(p []byte, off int64) (int, error) {
+	clear(p)
+	if off < int64(len(d.head)) {
+		copy(p, d.head[off:])
+	}
+	for i, dir := range []int64{firstDir, secondDir} {
+		for at := 0; off >= dir && off < dir+pairs*4 && at+4 <= len(p); at += 4 {
+			n := int64(i)*pairs + (off-dir+int64(at))/4
+			le.PutUint32(p[at:], uint32((firstTable+n*layout.TableBytes)/sector))
+		}
+	}
+	return len(p), nil
+}
+
+// The walk over a redundant directory tells of itself as the first one's does.
+func TestRedundantTablesAreTold(t *testing.T) {
+	const capacity = pairs * layout.TableEntries * 8
+	head := all(put64(0xc, capacity), put64(0x14, 8), put64(0x38, firstDir/sector), put64(0x30, secondDir/sector), text("RW 321", "RW 16777216"))(sparse()[:21*sector])
+	var told int
+	var last, of int64
+	_, _, err := inspect.Open(t.Context(), twice{head}, twiceSize, strict.Limits{Progress: func(done, total int64) { told, last, of = told+1, done, total }})
+	if err != nil || told < 2*pairs/256 || last != 2*pairs || of != 2*pairs {
+		t.Errorf("told %d times, at last %d of %d, %v; want %d of %d tables", told, last, of, err, 2*pairs, 2*pairs)
+	}
+}
