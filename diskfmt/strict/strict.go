@@ -21,7 +21,7 @@ const (
 	Format      = "UNSUPPORTED_FORMAT"  // a format, or a variant of one, that is never imported
 	Version     = "UNSUPPORTED_VERSION" // a version of the format that is not known
 	Feature     = "UNSUPPORTED_FEATURE" // a feature that is not known or not supported
-	External    = "EXTERNAL_REFERENCE"  // refers to another file
+	External    = "EXTERNAL_REFERENCE"  // refers to another file, or to a place that nothing is fetched from
 	Truncated   = "TRUNCATED"           // something lies behind the end of the file
 	Corrupt     = "CORRUPT"             // contradicts itself or the format
 	Overlap     = "OVERLAP"             // two things lie on the same bytes

@@ -272,12 +272,7 @@ func (a *app) imageInspect() *cobra.Command {
 		example: "tarn image inspect debian12.qcow2 --format qcow2\ntarn image inspect - --format raw -o json < disk.raw\n" +
 			"tarn image inspect disk.vmdk.xz --format vmdk --compression xz\ntarn image inspect ./bundle.hdd --format ploop",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
-			src, closed, err := a.claimed(args[0], &said)
-			if err != nil {
-				return err
-			}
-			defer closed()
-			v, err := c.ImageInspect(ctx, api.ImageInspect{Format: said.format, SHA256: said.sha256, Source: said.source, ImageDetails: said.ImageDetails}, src)
+			v, err := a.inspected(ctx, c, args[0], &said)
 			if err != nil {
 				return err
 			}
@@ -292,6 +287,21 @@ func (a *app) imageInspect() *cobra.Command {
 	})
 	said.add(cmd)
 	return cmd
+}
+
+// inspected asks for the gate's verdict. A source that is refused before the
+// gate sees it has one, too.
+func (a *app) inspected(ctx context.Context, c *client.Client, source string, said *claims) (v api.Verdict, err error) {
+	src, closed, err := a.claimed(source, said)
+	if err == nil {
+		defer closed()
+		v, err = c.ImageInspect(ctx, api.ImageInspect{Format: said.format, SHA256: said.sha256, Source: said.source, ImageDetails: said.ImageDetails}, src)
+	}
+	var refused *errs.Error
+	if errors.As(err, &refused) && refused.Kind == errs.Unsafe {
+		return api.Verdict{Verdict: "reject", Error: refused.Class, Detail: refused.Message, Hint: refused.Hint, Format: said.format, Features: []string{}}, nil
+	}
+	return v, err
 }
 
 func (a *app) printVerdict(v api.Verdict) error {

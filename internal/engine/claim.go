@@ -120,7 +120,7 @@ func checkURL(d api.ImageDetails) error {
 	case scheme == "https":
 		return nil
 	case scheme == "http":
-		return errs.New(errs.Unsafe, "", "", "images are not fetched over http: anybody on the way could change them").
+		return strict.Refuse(strict.External, "images are not fetched over http: anybody on the way could change them").
 			WithHint("use https, or fetch the file by other means, compare its checksum and import the file")
 	}
 	return invalid("images are not fetched from %s URLs", scheme).WithHint("use https:// or glance://, or a file")

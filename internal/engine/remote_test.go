@@ -243,7 +243,7 @@ func TestWhatIsNotFetchedLeavesNothing(t *testing.T) {
 		{"breaks off without a version", api.ImageDetails{URL: o.URL + "/unversioned.raw"}, 1, errs.Unsafe, "TRUNCATED", "names no version"},
 		{"more than announced", api.ImageDetails{URL: o.URL + "/more.raw"}, 0, errs.Unsafe, "CORRUPT", "more than the 3145628 bytes"},
 		{"changed", api.ImageDetails{URL: o.URL + "/changing.raw"}, 1, errs.Conflict, "", "has changed"},
-		{"http", api.ImageDetails{URL: strings.Replace(at, "https", "http", 1)}, 0, errs.Unsafe, "", "http"},
+		{"http", api.ImageDetails{URL: strings.Replace(at, "https", "http", 1)}, 0, errs.Unsafe, "EXTERNAL_REFERENCE", "http"},
 		{"ftp", api.ImageDetails{URL: strings.Replace(at, "https", "ftp", 1)}, 0, errs.Invalid, "", "ftp"},
 		{"cloud of no Glance", api.ImageDetails{URL: at, Cloud: "x"}, 0, errs.Invalid, "", "Glance"},
 		{"no such cloud", api.ImageDetails{URL: "glance:///00000000-0000-0000-0000-000000000000", Cloud: "x"}, 0, errs.NotFound, "", `no cloud "x"`},

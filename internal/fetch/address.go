@@ -144,11 +144,11 @@ func (c *Config) addresses(ctx context.Context, u *url.URL) ([]netip.AddrPort, e
 	for _, a := range found {
 		a = a.Unmap()
 		if why := c.refused(a); why != "" {
-			return nil, fail(errs.Unsafe, "%s is at %s, which is %s, and is not contacted", u.Hostname(), a, why).
+			return nil, refuse("%s is at %s, which is %s, and is not contacted", u.Hostname(), a, why).
 				WithHint("an administrator can allow the address in the daemon's configuration")
 		}
 		if u.Scheme != "https" && !contains(c.PlainHTTP, a) {
-			return nil, fail(errs.Unsafe, "%s is not spoken to without TLS", u.Host).
+			return nil, refuse("%s is not spoken to without TLS", u.Host).
 				WithHint("use https; an administrator can allow plain http to %s in the daemon's configuration", a)
 		}
 		out = append(out, netip.AddrPortFrom(a, uint16(port)))
@@ -161,7 +161,7 @@ func (c *Config) resolve(ctx context.Context, host string) ([]netip.Addr, error)
 		return []netip.Addr{a}, nil
 	}
 	if numeric(host) {
-		return nil, fail(errs.Unsafe, "the host %s is neither a name nor an address as it is commonly written", host).
+		return nil, refuse("the host %s is neither a name nor an address as it is commonly written", host).
 			WithHint("write the address as four decimal numbers with dots, or as IPv6 in brackets")
 	}
 	found, err := c.Resolver.LookupNetIP(ctx, "ip", host)
@@ -212,7 +212,7 @@ func (c *Config) connect(ctx context.Context, u *url.URL) (net.Conn, net.Conn, e
 		raw.Close()
 		var cert *tls.CertificateVerificationError
 		if errors.As(err, &cert) {
-			return nil, nil, fail(errs.Unsafe, "the certificate of %s is not valid: %w", u.Host, cert.Err).
+			return nil, nil, refuse("the certificate of %s is not valid: %w", u.Host, cert.Err).
 				WithHint("certificates are always verified; an administrator can name the authority to trust in the daemon's configuration")
 		}
 		return nil, nil, fail(errs.Unavailable, "%s does not speak TLS with us: %w", u.Host, err)

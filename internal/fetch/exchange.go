@@ -50,18 +50,19 @@ func (c *Config) ask(ctx context.Context, r request) (*reply, error) {
 		location := rep.Header.Get("Location")
 		rep.Close()
 		if hop == maxRedirects {
-			return nil, fail(errs.Unsafe, "there are more than %d redirects", maxRedirects).
+			return nil, refuse("there are more than %d redirects", maxRedirects).
 				WithHint("use the URL where the object really is")
 		}
 		to, err := at.Parse(location)
 		if err != nil || location == "" {
 			return nil, fail(errs.Unavailable, "%s redirects to something that is no URL", at.Host)
 		}
+		if to.Scheme != "https" {
+			return nil, refuse("%s redirects to an address that begins with %q, and redirects are followed to https only", at.Host, to.Scheme+":").
+				WithHint("use the https URL where the object really is")
+		}
 		if to, err = parseURL(to.String()); err != nil {
 			return nil, fail(errs.Unavailable, "%s redirects to something that is no URL", at.Host)
-		}
-		if to.Scheme != "https" {
-			return nil, fail(errs.Unsafe, "%s redirects to %s, and redirects are followed to https only", at.Host, nameOf(to))
 		}
 		to.User = nil
 		at = to

@@ -24,6 +24,7 @@ const op = "image.fetch"
 const (
 	classTruncated = "TRUNCATED"
 	classCorrupt   = "CORRUPT"
+	classExternal  = "EXTERNAL_REFERENCE"
 )
 
 // Config says what may be reached and how long is waited for it. The zero
@@ -103,8 +104,8 @@ func (c Config) withDefaults() Config {
 // version. It does not outlive ctx.
 //
 // Errors are errs.Invalid for a URL that cannot be, or credentials that the
-// server refuses; errs.Unsafe for an address, redirect, certificate or encoding
-// that is refused, and with the classes TRUNCATED and CORRUPT for a body
+// server refuses; errs.Unsafe with the class EXTERNAL_REFERENCE for an address,
+// redirect, certificate or encoding that is refused, and with TRUNCATED and CORRUPT for a body
 // shorter or longer than announced; errs.NotFound; errs.Conflict for an object
 // that changed meanwhile; errs.Unavailable for a server that does not answer,
 // stalls, or breaks off and cannot continue.
@@ -116,7 +117,7 @@ func Open(ctx context.Context, cfg Config, source string) (*Stream, error) {
 	name := nameOf(u)
 	if u.Scheme != "https" {
 		return nil, errs.New(errs.Unsafe, op, name, "an image is fetched by https only, not by %q", u.Scheme).
-			WithHint("use the https URL, or fetch the file by other means, compare its checksum and import the file")
+			WithClass(classExternal).WithHint("use the https URL, or fetch the file by other means, compare its checksum and import the file")
 	}
 	s, err := openStream(ctx, cfg.withDefaults(), object{url: u, name: name, size: -1})
 	return s, errs.Wrap(err, op, name)
@@ -161,4 +162,9 @@ func nameOf(u *url.URL) string {
 // fail is an error without op and subject, which the border adds.
 func fail(kind errs.Kind, format string, args ...any) *errs.Error {
 	return errs.New(kind, "", "", format, args...)
+}
+
+// refuse is a source that nothing is fetched from, without op and subject.
+func refuse(format string, args ...any) *errs.Error {
+	return fail(errs.Unsafe, format, args...).WithClass(classExternal)
 }

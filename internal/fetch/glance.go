@@ -148,7 +148,7 @@ func (s *session) endpoint(named *url.URL) (*url.URL, error) {
 	case s.token == "" || slices.ContainsFunc(own, same):
 		return named, nil
 	}
-	return nil, fail(errs.Unsafe, "%s is not an image service of the configured cloud, and its token goes nowhere else", named.Host).
+	return nil, refuse("%s is not an image service of the configured cloud, and its token goes nowhere else", named.Host).
 		WithHint("write glance:///IMAGE-ID to use the cloud's own image service")
 }
 

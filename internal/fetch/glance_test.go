@@ -178,7 +178,7 @@ func TestGlanceRecords(t *testing.T) {
 			s.record = c.record
 			i, err := Glance(t.Context(), w.config(), Cloud{}, "glance://glance.example/"+imageA)
 			if c.kind != "" {
-				check(t, c.what, err, c.kind, "", c.text)
+				check(t, c.what, err, c.kind, classOf[c.kind], c.text)
 			} else if err != nil || i.Format != c.format {
 				t.Errorf("%s: %+v, %v; want the format %s", c.what, i, err, c.format)
 			}
@@ -277,7 +277,7 @@ func TestKeystone(t *testing.T) {
 				}
 			}
 			if c.kind != "" {
-				check(t, c.what, err, c.kind, "", c.text)
+				check(t, c.what, err, c.kind, classOf[c.kind], c.text)
 			} else if err != nil || !bytes.Equal(b, s.body) {
 				t.Errorf("%s: %d bytes, %v", c.what, len(b), err)
 			} else if shown := fmt.Sprintf("%+v %#v", i, *i); strings.Contains(shown, "t0ken") || strings.Contains(shown, "s3cret") {

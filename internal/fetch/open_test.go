@@ -103,7 +103,7 @@ func TestRefusedURLs(t *testing.T) {
 			w.names["inside.example"] = []string{"10.1.2.3"}
 			w.names["both.example"] = []string{addrA, "::ffff:10.1.2.3"}
 			_, err := Open(t.Context(), w.config(), c.url)
-			check(t, c.url, err, c.kind, "", c.text)
+			check(t, c.url, err, c.kind, classOf[c.kind], c.text)
 			if len(w.dialled) > 0 {
 				t.Errorf("%s: %v was dialled", c.url, w.dialled)
 			}
@@ -144,13 +144,13 @@ func TestRedirects(t *testing.T) {
 			{"to the metadata service", "https://images.example/?to=https://169.254.169.254/", errs.Unsafe, "metadata"},
 			{"to an odd spelling", "https://images.example/?to=https://0x7f.1/", errs.Unsafe, "neither"},
 			{"to http", "https://images.example/?to=http://mirror.example/%3Fs3cret", errs.Unsafe, "to https only"},
-			{"to a file", "https://images.example/?to=file:///etc/shadow", errs.Unavailable, "no URL"},
+			{"to a file", "https://images.example/?to=file:///etc/shadow", errs.Unsafe, `begins with "file:"`},
 			{"to nothing", "https://images.example/?to=%25zz", errs.Unavailable, "no URL"},
 		} {
 			w.dialled, w.seen = nil, nil
 			got, err := fetchAll(t.Context(), w.config(), c.url)
 			if c.kind != "" {
-				check(t, c.what, err, c.kind, "", c.text)
+				check(t, c.what, err, c.kind, classOf[c.kind], c.text)
 			} else if err != nil || string(got) != target {
 				t.Errorf("%s: %q, %v", c.what, got, err)
 			}
@@ -180,7 +180,7 @@ func TestRebinding(t *testing.T) {
 		})
 		w.flip[hostA] = []string{"127.0.0.1"}
 		_, err := Open(t.Context(), w.config(), "https://images.example/")
-		check(t, "rebinding", err, errs.Unsafe, "", "loopback")
+		check(t, "rebinding", err, errs.Unsafe, classExternal, "loopback")
 		if fmt.Sprint(w.dialled) != "["+addrA+":443]" {
 			t.Errorf("dialled %v, want %s alone", w.dialled, addrA)
 		}
@@ -279,7 +279,7 @@ func TestAnswers(t *testing.T) {
 		{"204", func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(204) }, errs.Unavailable, "", "204"},
 		{"503", func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(503) }, errs.Unavailable, "", "503"},
 		{"part unasked", func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(206) }, errs.Unavailable, "", "206"},
-		{"gzip", func(rw http.ResponseWriter, _ *http.Request) { rw.Header().Set("Content-Encoding", "gzip") }, errs.Unsafe, "", `"gzip"`},
+		{"gzip", func(rw http.ResponseWriter, _ *http.Request) { rw.Header().Set("Content-Encoding", "gzip") }, errs.Unsafe, classExternal, `"gzip"`},
 		{"big header", func(rw http.ResponseWriter, _ *http.Request) { rw.Header().Set("A", strings.Repeat("b", 70<<10)) }, errs.Unavailable, "", "header of more than"},
 		{"endless header", func(rw http.ResponseWriter, _ *http.Request) {
 			hijacked(rw, "HTTP/1.1 200 OK\r\n"+strings.Repeat("A: b\r\n", 1<<20))
@@ -345,7 +345,7 @@ func TestCertificates(t *testing.T) {
 			serve(c.name, c.valid, c.own)
 			_, err := fetchAll(t.Context(), w.config(), c.url)
 			if c.bad {
-				check(t, c.what, err, errs.Unsafe, "", "certificate of images.example is not valid")
+				check(t, c.what, err, errs.Unsafe, classExternal, "certificate of images.example is not valid")
 			} else if err != nil {
 				t.Errorf("%s: %v", c.what, err)
 			}

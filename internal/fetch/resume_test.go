@@ -107,7 +107,7 @@ func TestResume(t *testing.T) {
 		{"range of nonsense", faulty{etag: `"1"`, breaks: []int{1000}, change: set("Content-Range", "bytes 1000--1/-3", 1)}, errs.Conflict, "", "sends others", 2},
 		{"range past the size", faulty{etag: `"1"`, breaks: []int{1000}, change: set("Content-Range", "bytes 1000-4000000/*", 1)}, errs.Conflict, "", "another length", 2},
 		{"part longer than it says", faulty{etag: `"1"`, breaks: []int{1000}, chunked: true, change: set("Content-Range", "bytes 1000-1999/3145728", 1)}, errs.Unsafe, classCorrupt, "more than", 2},
-		{"encoded part", faulty{etag: `"1"`, breaks: []int{1000}, change: set("Content-Encoding", "gzip", 1)}, errs.Unsafe, "", `"gzip"`, 2},
+		{"encoded part", faulty{etag: `"1"`, breaks: []int{1000}, change: set("Content-Encoding", "gzip", 1)}, errs.Unsafe, classExternal, `"gzip"`, 2},
 		{"gone meanwhile", faulty{etag: `"1"`, breaks: []int{1000}, change: set("Status", "404", 1)}, errs.NotFound, "", "404", 2},
 		{"busy for a while", faulty{etag: `"1"`, breaks: []int{1000}, change: func(n int, rw http.ResponseWriter, _ int64) {
 			if n > 0 && n < 4 {
@@ -168,7 +168,7 @@ func TestResumeDown(t *testing.T) {
 		w.serve(hostA, addrA, f.ServeHTTP)
 		w.flip[hostA] = []string{"127.0.0.1"}
 		_, err := fetchAll(t.Context(), w.config(), "https://images.example/")
-		check(t, "rebinding", err, errs.Unsafe, "", "loopback")
+		check(t, "rebinding", err, errs.Unsafe, classExternal, "loopback")
 	})
 }
 
@@ -285,11 +285,11 @@ func TestReset(t *testing.T) {
 	}
 	cfg.Allow = nil
 	_, err = Open(t.Context(), cfg, srv.url)
-	check(t, "loopback not allowed", err, errs.Unsafe, "", "loopback")
+	check(t, "loopback not allowed", err, errs.Unsafe, classExternal, "loopback")
 	cfg = srv.config
 	cfg.Roots = nil
 	_, err = Open(t.Context(), cfg, srv.url)
-	check(t, "unknown authority", err, errs.Unsafe, "", "certificate")
+	check(t, "unknown authority", err, errs.Unsafe, classExternal, "certificate")
 	_, err = Open(t.Context(), srv.config, strings.Replace(srv.url, "https", "http", 1))
-	check(t, "plain http", err, errs.Unsafe, "", "https only")
+	check(t, "plain http", err, errs.Unsafe, classExternal, "https only")
 }

@@ -220,7 +220,7 @@ func (v version) ifRange() string {
 
 func (s *Stream) identity(rep *reply) error {
 	if enc := rep.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
-		return fail(errs.Unsafe, "%s sends the object in an encoding (Content-Encoding: %q), which was not asked for", rep.from, enc).
+		return refuse("%s sends the object in an encoding (Content-Encoding: %q), which was not asked for", rep.from, enc).
 			WithHint("an image that is compressed by itself is named by its own URL and imported with --compression")
 	}
 	return nil

@@ -223,6 +223,9 @@ func certificate(t *testing.T, ca *x509.Certificate, signer *ecdsa.PrivateKey, h
 // secrets must be in no error of any test here.
 var secrets = []string{"s3cret", "t0ken"}
 
+// classOf has the classes of refusals to go somewhere.
+var classOf = map[errs.Kind]string{errs.Unsafe: classExternal}
+
 // check compares err with a kind, a class and a part of its text, and looks
 // for secrets in it.
 func check(t *testing.T, what string, err error, kind errs.Kind, class, text string) {
