@@ -62,3 +62,19 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Errorf("Inspect allocated %d bytes, want at most %d", got, most)
 	}
 }
+
+// What is walked once for each window of a file counts against one bound, so
+// that the holes of a file do not multiply the work on its tables.
+func TestVisitsAreBoundedInAll(t *testing.T) {
+	b := sound(t, false)
+	const lim = 50_000 // three windows' worth of a table of L1, L2 and refcounts
+	for size, want := range map[int64]string{int64(len(b)): "", 256 << 30: "", 4 << 40: "LIMIT", 1<<50 + 1: "LIMIT"} {
+		_, err := inspect.Inspect(t.Context(), sparse{size, map[int64][]byte{0: b}}, size, inspect.Limits{Visits: lim})
+		if class(err) != want {
+			t.Errorf("a file of %d bytes: %v, want class %q", size, err, want)
+		}
+	}
+	if _, err := inspect.Inspect(t.Context(), sparse{4 << 40, map[int64][]byte{0: b}}, 4<<40, inspect.Limits{}); err != nil {
+		t.Errorf("by default a file of 4 TiB: %v", err)
+	}
+}

@@ -25,7 +25,8 @@ const (
 	defaultSize   = 64 << 40
 	maxBitmaps    = 65535
 	maxBitmapDir  = 64 << 20
-	maxVisits     = 1 << 32
+	maxVisits     = 1 << 32 // of one window
+	allVisits     = 1 << 40 // of all: four times what a full disk of 64 TiB takes
 	maxSnapExtra  = 1024
 	maxSnapName   = 1023
 	maxWindows    = 4096
@@ -38,6 +39,7 @@ const (
 type Limits struct {
 	VirtualSize int64                   // bytes; default 64 TiB
 	Snapshots   int                     // internal snapshots; default 65536
+	Visits      uint64                  // entries of tables, looked at once per window of the file; default 1 Ti
 	Progress    func(done, total int64) // called from time to time with table entries
 }
 
@@ -163,8 +165,6 @@ func judge(h *layout.Header, size int64, lim Limits) error {
 		return layout.Faultf(layout.ClassLimit, "the L1 table has %d entries; %d is the most", h.L1Size, maxL1Entries)
 	case uint64(h.Snapshots) > maxSnap:
 		return layout.Faultf(layout.ClassLimit, "%d internal snapshots; %d is the most", h.Snapshots, maxSnap)
-	case size > maxContainer:
-		return layout.Faultf(layout.ClassLimit, "the file has %d bytes; %d is the most", size, int64(maxContainer))
 	}
 	return nil
 }
@@ -174,11 +174,18 @@ func full(ctx context.Context, r io.ReaderAt, size int64, lim Limits) (*layout.R
 	if err != nil {
 		return nil, rep, err
 	}
+	if size > maxContainer {
+		return nil, rep, layout.Faultf(layout.ClassLimit, "the file has %d bytes; %d is the most", size, int64(maxContainer))
+	}
 	l, err := layout.NewReader(r, uint64(size), h)
 	if err != nil {
 		return nil, rep, err
 	}
-	w := &walker{ctx: ctx, r: r, h: h, l1: l.L1, size: uint64(size), progress: lim.Progress, rep: &rep}
+	most := lim.Visits
+	if most == 0 {
+		most = allVisits
+	}
+	w := &walker{ctx: ctx, r: r, h: h, l1: l.L1, size: uint64(size), most: most, progress: lim.Progress, rep: &rep}
 	err = w.run()
 	return l, rep, err
 }

@@ -52,7 +52,8 @@ type walker struct {
 	ranges     []uint64 // compressed clusters of the active disk: start<<13 | sectors-1
 	last       uint64   // the last range of the window before
 	active     bool     // the references of the active disk are being walked
-	visits     uint64
+	visits     uint64   // of this window
+	all, most  uint64   // of all windows, and their bound
 	buf        []byte
 	windows    uint64
 }
@@ -121,6 +122,9 @@ func (w *walker) window() error {
 // once for each of many snapshots.
 func (w *walker) visit(n uint64) error {
 	w.visits += n
+	if w.all += n; w.all > w.most {
+		return layout.Faultf(layout.ClassLimit, "the file of %d bytes and its tables take more than %d steps to walk", w.size, w.most)
+	}
 	if most := min(maxVisits, 1<<22+8*w.size); w.visits > most {
 		return layout.Faultf(layout.ClassLimit, "the tables have more than %d entries, counted per snapshot", most)
 	}

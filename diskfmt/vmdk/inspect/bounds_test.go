@@ -56,6 +56,9 @@ func TestMemoryAndTimeAreBounded(t *testing.T) {
 	if got, most := after.TotalAlloc-before.TotalAlloc, uint64(64<<20); got > most {
 		t.Errorf("Open allocated %d bytes, want at most %d", got, most)
 	}
+	if _, _, err := inspect.Open(t.Context(), f, 7<<60, strict.Limits{}); strict.ClassOf(err) != strict.Limit {
+		t.Errorf("in a file of 7 EiB: %v, want LIMIT", err)
+	}
 	if m, err := s.Map(0); err != nil || m.Length != layout.TableEntries*8*sector {
 		t.Errorf("Map(0) = %+v, %v; want the first table's zeroes", m, err)
 	}

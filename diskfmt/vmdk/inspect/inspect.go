@@ -26,6 +26,7 @@ const (
 	minGrain      = 8                            // sectors; the specification's least
 	maxGrain      = 2048                         // sectors; the specification ends at 128, qemu-img goes further
 	maxTables     = 4 << 20                      // grain tables: 128 TiB with grains of 64 KiB
+	maxContainer  = 4 << 40                      // bytes; a sector's number reaches 2 TiB
 )
 
 // Header gives the fast verdict on a file of size bytes from its header and
@@ -217,6 +218,9 @@ func redundant(h *layout.Header) bool {
 func Open(ctx context.Context, r io.ReaderAt, size int64, lim strict.Limits) (*Source, strict.Report, error) {
 	f := strict.File{R: r, Size: uint64(max(size, 0))}
 	h, rep, err := readHeader(f, lim)
+	if err == nil && f.Size > maxContainer {
+		err = strict.Refuse(strict.Limit, "the file has %d bytes; a VMDK has at most %d", size, int64(maxContainer))
+	}
 	if err != nil {
 		return nil, rep, refuse("vmdk.inspect", err)
 	}
