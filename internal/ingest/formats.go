@@ -69,9 +69,9 @@ func (im *intake) openFile(ctx context.Context, format diskfmt.Format, f file, s
 	if size == 0 {
 		return nil, Header{}, errEmpty()
 	}
-	head, tail, err := ends(f, size)
+	head, tail, far, err := ends(f, size)
 	if err == nil {
-		err = checkLooks(im.stored(format), head, tail, size)
+		err = checkLooks(im.stored(format), head, tail, far, size)
 	}
 	if err != nil {
 		return nil, Header{}, err

@@ -81,25 +81,29 @@ func (s stored) rest(seen int64) int64 {
 	return (n + 1) * (s.unit + minHole)
 }
 
-// ends returns the first and last bytes of a file, as sniff wants them.
-func ends(r io.ReaderAt, size int64) (head, tail []byte, err error) {
+// ends returns the first and last bytes of a file, and others, as sniff wants
+// them.
+func ends(r io.ReaderAt, size int64) (head, tail []byte, far sniff.Far, err error) {
 	head = make([]byte, min(size, sniff.HeadSize))
 	tail = make([]byte, min(size, sniff.TailSize))
 	if _, err = r.ReadAt(head, 0); err == nil {
 		_, err = r.ReadAt(tail, size-int64(len(tail)))
 	}
+	if err == nil {
+		err = far.Read(r, size)
+	}
 	if err == io.EOF {
 		err = errChanged()
 	}
-	return head, tail, err
+	return head, tail, far, err
 }
 
 // checkLooks refuses bytes that look like another format than the one claimed.
 // A raw disk may hold an optical disc, an optical disc two file systems, and
 // neither anything else that wraps bytes; what partition tables and file systems
 // say is the guest's business.
-func checkLooks(claimed diskfmt.Format, head, tail []byte, size int64) error {
-	for _, g := range sniff.Look(head, tail, size) {
+func checkLooks(claimed diskfmt.Format, head, tail []byte, far sniff.Far, size int64) error {
+	for _, g := range sniff.Look(head, tail, far, size) {
 		if g.Format == claimed || g.Kind == sniff.OpticalDisc && (claimed == diskfmt.Raw || claimed == diskfmt.ISO) {
 			continue
 		}

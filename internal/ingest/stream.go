@@ -22,6 +22,7 @@ type stream struct {
 	size int64 // announced; -1 unknown
 	max  int64 // of a size not announced
 	last []byte
+	far  sniff.Far
 }
 
 func (s *stream) Read(p []byte) (int, error) {
@@ -32,6 +33,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	} else {
 		n, err = s.r.Read(p)
 	}
+	s.far.Pass(s.n, p[:n])
 	s.n += int64(n)
 	s.last = append(s.last, p[max(0, n-sniff.TailSize):n]...)
 	s.last = s.last[max(0, len(s.last)-sniff.TailSize):]
@@ -149,7 +151,7 @@ func (im *intake) openStream() (Header, error) {
 	case err != nil:
 		return Header{}, err
 	}
-	if err := checkLooks(format, im.head[:min(n, sniff.HeadSize)], nil, 0); err != nil {
+	if err := checkLooks(format, im.head[:min(n, sniff.HeadSize)], nil, sniff.Far{}, 0); err != nil {
 		return Header{}, err
 	}
 	h, err := im.judgeHead(format)

@@ -300,7 +300,7 @@ func (im *intake) convertStream(ctx context.Context) (Result, error) {
 		return Result{}, err
 	}
 	format := im.stored(diskfmt.Format(im.Format))
-	if err := checkLooks(format, im.head, r.last, r.n); err != nil {
+	if err := checkLooks(format, im.head, r.last, r.far, r.n); err != nil {
 		return Result{}, err
 	}
 	err = im.limits().Check(uint64(r.n))
@@ -349,7 +349,7 @@ func (im *intake) convertSpooled(ctx context.Context) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if err := checkLooks(format, im.head[:min(len(im.head), sniff.HeadSize)], r.last, r.n); err != nil {
+	if err := checkLooks(format, im.head[:min(len(im.head), sniff.HeadSize)], r.last, r.far, r.n); err != nil {
 		return Result{}, err
 	}
 	disk, h, err := im.openTables(ctx, format, *im.spool, r.n)

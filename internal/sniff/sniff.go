@@ -6,6 +6,8 @@ package sniff
 import (
 	"bytes"
 	"encoding/binary"
+	"io"
+	"math"
 
 	"github.com/tarn-storage/tarn/diskfmt"
 )
@@ -65,9 +67,14 @@ var signatures = []signature{
 	{0, "\x28\xb5\x2f\xfd", Guess{Name: "zstd", Kind: Compressed}},
 	{0, "BZh", Guess{Name: "bzip2", Kind: Compressed}},
 	{0, "\x04\x22\x4d\x18", Guess{Name: "lz4", Kind: Compressed}},
+	{0, "\x02\x21\x4c\x18", Guess{Name: "lz4", Kind: Compressed}}, // the legacy frame
+	{0, "\x89LZO\x00\r\n\x1a\n", Guess{Name: "lzop", Kind: Compressed}},
+	{0, "\x1f\x9d\x90", Guess{Name: "compress (.Z)", Kind: Compressed}},
+	{0, "Rar!\x1a\x07", Guess{Name: "RAR", Kind: Archive}},
 	{0, "LZIP", Guess{Name: "lzip", Kind: Compressed}},
 	{0, "7z\xbc\xaf\x27\x1c", Guess{Name: "7z", Kind: Archive}},
 	{0, "PK\x03\x04", Guess{Name: "zip", Kind: Archive}},
+	{0, "PK\x05\x06", Guess{Name: "zip", Kind: Archive}}, // of no files
 	{257, "ustar", Guess{Name: "tar", Format: diskfmt.OVA, Kind: Archive}},
 	{32769, "CD001", Guess{Name: "ISO 9660", Format: diskfmt.ISO, Kind: OpticalDisc}},
 	{32769, "NSR0", Guess{Name: "UDF", Kind: OpticalDisc}},
@@ -77,13 +84,61 @@ var signatures = []signature{
 
 // luks2Offsets are where LUKS2 keeps its second header, which alone makes a
 // file one ("LUKS2 On-Disk Format Specification", section 2).
-var luks2Offsets = []int{0x4000, 0x8000, 0x10000}
+var luks2Offsets = [...]int64{0x4000, 0x8000, 0x10000, 0x20000, 0x40000, 0x80000, 0x100000, 0x200000, 0x400000}
+
+// luks2Size is how much of a second header is looked at: its magic, and the
+// place that it says it is at. A LUKS2 partition of a raw disk says another.
+const luks2Size = 264
+
+// Far is what lies at the places behind the head where formats may have more of
+// themselves. The zero value has seen nothing.
+type Far [len(luks2Offsets)][]byte
+
+// Pass notes what of the file's bytes p from off on is of interest. The bytes
+// must pass in their order; the others between may be left out.
+func (f *Far) Pass(off int64, p []byte) {
+	if off >= luks2Offsets[len(luks2Offsets)-1]+luks2Size {
+		return
+	}
+	for i, at := range luks2Offsets {
+		from, to := max(at+int64(len(f[i]))-off, 0), min(at+luks2Size-off, int64(len(p)))
+		if from < to {
+			f[i] = append(f[i], p[from:to]...)
+		}
+	}
+}
+
+// Read passes what r, a file of size bytes, has at the places of interest. A
+// file that ends early is no error.
+func (f *Far) Read(r io.ReaderAt, size int64) error {
+	b := make([]byte, luks2Size)
+	for _, at := range luks2Offsets {
+		if at >= size {
+			break
+		}
+		n, err := r.ReadAt(b[:min(luks2Size, size-at)], at)
+		if f.Pass(at, b[:n]); err != nil && err != io.EOF {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *Far) luks2() bool {
+	for i, b := range f {
+		if has(b, 0, "SKUL\xba\xbe") && len(b) == luks2Size && binary.BigEndian.Uint64(b[256:]) == uint64(luks2Offsets[i]) {
+			return true
+		}
+	}
+	return false
+}
 
 // Look returns everything that a file of size bytes looks like, judged by its
-// first HeadSize and last TailSize bytes (all of a shorter file in both). Raw
+// first HeadSize and last TailSize bytes (all of a shorter file in both) and by
+// what lies far behind its beginning. Raw
 // disks, partition tables and file systems included, look like nothing. The
 // same name is returned once.
-func Look(head, tail []byte, size int64) []Guess {
+func Look(head, tail []byte, far Far, size int64) []Guess {
 	var found []Guess
 	add := func(g Guess) {
 		for _, f := range found {
@@ -98,10 +153,14 @@ func Look(head, tail []byte, size int64) []Guess {
 			add(s.guess)
 		}
 	}
-	for _, off := range luks2Offsets {
-		if has(head, off, "SKUL\xba\xbe") {
-			add(Guess{Name: "LUKS", Format: diskfmt.LUKS, Kind: Encrypted})
-		}
+	if far.luks2() {
+		add(Guess{Name: "LUKS", Format: diskfmt.LUKS, Kind: Encrypted})
+	}
+	if len(head) >= 4 && head[0]&0xf0 == 0x50 && has(head, 1, "\x2a\x4d\x18") { // a frame to skip, as pzstd begins
+		add(Guess{Name: "zstd", Kind: Compressed})
+	}
+	if lzma(head) {
+		add(Guess{Name: "lzma", Kind: Compressed})
 	}
 	if vmdkDescriptor(head) {
 		add(Guess{Name: "VMDK (text descriptor)", Format: diskfmt.VMDK, Kind: DiskImage})
@@ -126,6 +185,18 @@ func lookAtTail(tail []byte, add func(Guess)) {
 
 func has(b []byte, off int, magic string) bool {
 	return off >= 0 && len(b) >= off+len(magic) && string(b[off:off+len(magic)]) == magic
+}
+
+// lzma reports whether b begins as .lzma files do, which have no magic: the usual
+// parameters, a dictionary of 2^n or 2^n+2^(n-1) bytes from 4 KiB on, a size that
+// is left open or below 256 GiB, and the 0 that the coder begins with.
+func lzma(b []byte) bool {
+	if len(b) < 14 || b[0] != 0x5d || b[13] != 0 {
+		return false
+	}
+	dictionary, size := binary.LittleEndian.Uint32(b[1:]), binary.LittleEndian.Uint64(b[5:])
+	top := dictionary & -dictionary // its lowest bit
+	return dictionary >= 4096 && (dictionary == top || dictionary == 3*top) && (size == math.MaxUint64 || size > 0 && size < 1<<38)
 }
 
 // vmdkDescriptor reports whether b begins as a VMDK text descriptor does for

@@ -2,6 +2,7 @@ package sniff
 
 import (
 	"bytes"
+	"encoding/binary"
 	"slices"
 	"strings"
 	"testing"
@@ -26,7 +27,19 @@ func names(gs []Guess) []string {
 
 // look shows file to Look as ingest does.
 func look(file []byte) []Guess {
-	return Look(file[:min(len(file), HeadSize)], file[max(0, len(file)-TailSize):], int64(len(file)))
+	var far Far
+	if err := far.Read(bytes.NewReader(file), int64(len(file))); err != nil {
+		panic(err) // of memory
+	}
+	return Look(file[:min(len(file), HeadSize)], file[max(0, len(file)-TailSize):], far, int64(len(file)))
+}
+
+// second is size bytes with LUKS2's second header at off, which says that it is
+// at said.
+func second(size, off int, said uint64) []byte {
+	b := at(size, off, "SKUL\xba\xbe\x00\x02")
+	binary.BigEndian.PutUint64(b[off+256:], said)
+	return b
 }
 
 func TestLook(t *testing.T) {
@@ -65,11 +78,26 @@ func TestLook(t *testing.T) {
 		{"cloop", at(mib, 0, "#!/bin/sh\n#V2.0 Format\n"), []string{"cloop"}},
 		{"DMG", at(mib, mib-512, "koly\x00\x00\x00\x04\x00\x00\x02\x00"), []string{"DMG"}},
 		{"LUKS1", at(mib, 0, "LUKS\xba\xbe\x00\x01"), []string{"LUKS"}},
-		{"LUKS2, first header wiped", at(mib, 0x8000, "SKUL\xba\xbe\x00\x02"), []string{"LUKS"}},
+		{"LUKS2, first header wiped", second(mib, 0x8000, 0x8000), []string{"LUKS"}},
+		{"LUKS2, first header wiped, the most metadata", second(5*mib, 4*mib, 4*mib), []string{"LUKS"}},
+		{"LUKS2 in a partition", second(5*mib, 2*mib, mib), nil},
+		{"half a second header", second(mib, 0x8000, 0x8000)[:0x8000+200], nil},
 		{"gzip", at(mib, 0, "\x1f\x8b\x08"), []string{"gzip"}},
 		{"xz", at(mib, 0, "\xfd7zXZ\x00"), []string{"xz"}},
 		{"zstd", at(mib, 0, "\x28\xb5\x2f\xfd"), []string{"zstd"}},
 		{"bzip2", at(mib, 0, "BZh91AY&SY"), []string{"bzip2"}},
+		{"zstd by pzstd", at(mib, 0, "\x50\x2a\x4d\x18\x04\x00\x00\x00"), []string{"zstd"}},
+		{"zstd with another frame to skip", at(mib, 0, "\x5f\x2a\x4d\x18"), []string{"zstd"}},
+		{"no frame to skip", at(mib, 0, "\x60\x2a\x4d\x18"), nil},
+		{"lzma", at(mib, 0, "\x5d\x00\x00\x80\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00\x6a"), []string{"lzma"}},
+		{"lzma of a known size", at(mib, 0, "\x5d\x00\x00\xc0\x00\x00\x00\x30\x00\x00\x00\x00\x00\x00\x6a"), []string{"lzma"}},
+		{"the number 93", at(mib, 0, "\x5d"), nil},
+		{"not lzma's dictionary", at(mib, 0, "\x5d\x00\x00\x81\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00\x6a"), nil},
+		{"legacy lz4", at(mib, 0, "\x02\x21\x4c\x18"), []string{"lz4"}},
+		{"lzop", at(mib, 0, "\x89LZO\x00\r\n\x1a\n"), []string{"lzop"}},
+		{"compress", at(mib, 0, "\x1f\x9d\x90"), []string{"compress (.Z)"}},
+		{"RAR", at(mib, 0, "Rar!\x1a\x07\x01\x00"), []string{"RAR"}},
+		{"empty zip", at(22, 0, "PK\x05\x06"), []string{"zip"}},
 		{"lz4", at(mib, 0, "\x04\x22\x4d\x18"), []string{"lz4"}},
 		{"lzip", at(mib, 0, "LZIP\x01"), []string{"lzip"}},
 		{"7z", at(mib, 0, "7z\xbc\xaf\x27\x1c"), []string{"7z"}},
@@ -83,6 +111,20 @@ func TestLook(t *testing.T) {
 	} {
 		if got := names(look(row.file)); !slices.Equal(got, row.want) {
 			t.Errorf("%s: got %q, want %q", row.name, got, row.want)
+		}
+	}
+}
+
+// TestFar: however a file passes, the same is seen.
+func TestFar(t *testing.T) {
+	file := second(0x402000, 0x400000, 0x400000)
+	for _, step := range []int{1 << 20, 4096, 1000, 263, 7} {
+		var far Far
+		for off := 0; off < len(file); off += step {
+			far.Pass(int64(off), file[off:min(off+step, len(file))])
+		}
+		if got := names(Look(file[:HeadSize], file[len(file)-TailSize:], far, int64(len(file)))); !slices.Equal(got, []string{"LUKS"}) {
+			t.Errorf("in steps of %d: got %q, want LUKS", step, got)
 		}
 	}
 }
