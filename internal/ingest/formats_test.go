@@ -203,6 +203,38 @@ func TestFormats(t *testing.T) {
 	}
 }
 
+// TestStreamsOfUnknownSize: nothing that only the whole file tells is held
+// against a stream before its end, however much may come.
+func TestStreamsOfUnknownSize(t *testing.T) {
+	all := samples(t)
+	disk := all["raw"].disk
+	all["ploop, small clusters"] = sample{format: "ploop", file: imageOf(t, disk, "parallels", "-o", "cluster_size=512"), disk: disk}
+	all["luks of 4 KiB sectors"] = luks2(t)
+	for name, s := range all {
+		for _, reserved := range []int64{1<<30 + 512, 64 << 40} {
+			claim := Claim{Format: s.format, MaxVirtualSize: 64*mib + 512, MaxUnannounced: reserved}
+			got, err := importSource(t.Context(), t, Source{Stream: bytes.NewReader(s.file), Size: -1, Description: s.description}, claim)
+			if want := contentOf(s.disk); err != nil || got.result.Content != want {
+				t.Errorf("%s, of at most %d bytes: %v, content %q, want %q", name, reserved, err, got.result.Content, want)
+			}
+		}
+	}
+}
+
+// luks2 is an encrypted disk of large sectors, as cryptsetup makes it.
+func luks2(t *testing.T) sample {
+	file := filepath.Join(t.TempDir(), "luks2")
+	if err := os.WriteFile(file, make([]byte, 20*mib), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "cryptsetup", "luksFormat", "--batch-mode", "--key-file=/etc/hostname", "--type=luks2", "--sector-size=4096", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", file)
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sample{format: "luks", file: b, disk: b}
+}
+
 // TestFormatsRefused has what goes wrong between the formats; the formats' own
 // refusals are tested with their doors.
 func TestFormatsRefused(t *testing.T) {

@@ -120,6 +120,9 @@ func (s *sequential) Read(p []byte) (int, error) {
 	return got, err
 }
 
+// maxSector is the largest sector of a format, of which a file has whole ones.
+const maxSector = 4096
+
 // openStream judges what comes in turn, a stream or what a compressed file
 // holds, by its first bytes.
 func (im *intake) openStream() (Header, error) {
@@ -171,17 +174,24 @@ func (im *intake) unpack() error {
 }
 
 // judgeHead judges the first bytes of content that comes in turn. Its size is
-// known, or it has at most as many bytes as are reserved.
+// known, or it has at most as many bytes as are reserved. A header is held
+// against a size that is not known with a long one that no door minds: what
+// depends on the size is judged at the end.
 func (im *intake) judgeHead(format diskfmt.Format) (Header, error) {
 	size, most := im.content.size, im.content.size
+	long := size
 	if size < 0 {
-		most = im.MaxData &^ 511 // a size that a file of whole sectors may have
+		most = im.MaxData
+		long = most &^ (maxSector - 1)
+		if doors[format].flat {
+			long = min(long, im.MaxVirtual&^(maxSector-1))
+		}
 	}
 	h := Header{Format: format, VirtualSize: size, MaxData: most, MaxSpool: most, Features: []string{}}
 	d := doors[format]
 	switch {
 	case format == diskfmt.Qcow2:
-		h, err := im.judgeQcow2(im.head, most)
+		h, err := im.judgeQcow2(im.head, long)
 		h.MaxSpool, im.size = most, h.VirtualSize
 		return h, err
 	case format == diskfmt.Raw:
@@ -190,7 +200,7 @@ func (im *intake) judgeHead(format diskfmt.Format) (Header, error) {
 		h.VirtualSize, h.MaxData = -1, im.MaxData
 		return h, nil
 	default:
-		rep, err := d.header(bytes.NewReader(im.head), most, im.limits())
+		rep, err := d.header(bytes.NewReader(im.head), long, im.limits())
 		if err != nil {
 			return h, err
 		}

@@ -62,6 +62,10 @@ func Open(ctx context.Context, r io.ReaderAt, size int64, lim strict.Limits) (*S
 	if err != nil {
 		return nil, rep, errs.Wrap(err, op, "")
 	}
+	if n := slots(f, &h); n > maxSlots {
+		err = strict.Refuse(strict.Limit, "the file has room for %d clusters; %d is the most", n, uint64(maxSlots))
+		return nil, rep, errs.Wrap(err, op, "")
+	}
 	d := &blockmap.Disk{
 		File: f, Op: "parallels", Size: uint64(rep.VirtualSize), Block: h.Cluster(),
 		Table: layout.HeaderSize, Entries: uint64(h.Entries),
@@ -176,11 +180,5 @@ func judgeLayout(f strict.File, h *layout.Header) error {
 	if err := f.Inside(layout.HeaderSize, h.TableEnd()-layout.HeaderSize, "the BAT"); err != nil {
 		return err
 	}
-	if err := f.Inside(data, 0, "the data"); err != nil {
-		return err
-	}
-	if n := slots(f, h); n > maxSlots {
-		return strict.Refuse(strict.Limit, "the file has room for %d clusters; %d is the most", n, uint64(maxSlots))
-	}
-	return nil
+	return f.Inside(data, 0, "the data")
 }
