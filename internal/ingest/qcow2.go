@@ -73,6 +73,7 @@ var hints = map[string]string{
 	strict.Overlap:  "fetch the image again, or repair it: qemu-img check",
 	strict.Feature:  "convert the image first: qemu-img convert -O qcow2",
 	strict.Version:  "convert the image first: qemu-img convert -O qcow2",
+	strict.Limit:    "convert the image first, which writes its tables anew: qemu-img convert -O qcow2",
 }
 
 func hinted(err error) error {

@@ -17,7 +17,7 @@ import (
 )
 
 // Bounds that hold whatever Limits say. They keep the metadata in memory under
-// 64 MiB: 8 MiB of L1, 16 MiB of table offsets, 8 MiB of cluster states and
+// 64 MiB: 8 MiB of L1, 16 MiB of table offsets, 16 MiB of cluster states and
 // 16 MiB of compressed ranges.
 const (
 	maxL1Entries  = 1 << 20

@@ -12,16 +12,16 @@ import (
 )
 
 // kind is what a host cluster holds, in the upper bits of its cell; the lower
-// 12 bits count the references.
-type kind uint16
+// 28 bits count the references.
+type kind uint32
 
 const (
-	metadata   kind = 1 << 12 // header, tables of tables, directories: one reference
-	l2Table    kind = 2 << 12 // shared by the active disk and snapshots
-	data       kind = 3 << 12 // likewise
-	compressed kind = 4 << 12 // by the clusters that begin or end there, too
-	kindMask   kind = 15 << 12
-	countMask       = 1<<12 - 1
+	metadata   kind = 1 << 28 // header, tables of tables, directories: one reference
+	l2Table    kind = 2 << 28 // shared by the active disk and snapshots
+	data       kind = 3 << 28 // likewise
+	compressed kind = 4 << 28 // by the clusters that begin or end there, too
+	kindMask   kind = 15 << 28
+	countMask       = 1<<28 - 1
 )
 
 func (k kind) String() string {
