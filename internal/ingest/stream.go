@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"hash"
 	"io"
+	"math"
 
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/diskfmt/strict"
@@ -179,12 +180,12 @@ func (im *intake) unpack() error {
 // depends on the size is judged at the end.
 func (im *intake) judgeHead(format diskfmt.Format) (Header, error) {
 	size, most := im.content.size, im.content.size
-	long := size
+	long, lim := size, im.limits()
 	if size < 0 {
 		most = im.MaxData
 		long = most &^ (maxSector - 1)
-		if doors[format].flat {
-			long = min(long, im.MaxVirtual&^(maxSector-1))
+		if doors[format].flat { // its virtual size is not known either
+			lim.VirtualSize = math.MaxInt64
 		}
 	}
 	h := Header{Format: format, VirtualSize: size, MaxData: most, MaxSpool: most, Features: []string{}}
@@ -200,7 +201,7 @@ func (im *intake) judgeHead(format diskfmt.Format) (Header, error) {
 		h.VirtualSize, h.MaxData = -1, im.MaxData
 		return h, nil
 	default:
-		rep, err := d.header(bytes.NewReader(im.head), long, im.limits())
+		rep, err := d.header(bytes.NewReader(im.head), long, lim)
 		if err != nil {
 			return h, err
 		}
