@@ -1,8 +1,8 @@
 package dirdrv_test
 
 import (
-	"errors"
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
