@@ -124,6 +124,8 @@ func (r *reader) Close() error {
 	return nil
 }
 
+const again = "compress the image again with the tool's defaults"
+
 // refusal says of which class a decompressor's error is.
 func (r *reader) refusal(err error) error {
 	if at := r.in.err; at != nil && at != io.EOF {
@@ -136,13 +138,15 @@ func (r *reader) refusal(err error) error {
 			most = maxWindow
 		}
 		return strict.Refuse(strict.Limit, "the %s data refers back further than %d MiB, before byte %d", r.name, most>>20, r.in.n).
-			WithHint("compress the image again with the tool's defaults")
+			WithHint(again)
+	case errors.Is(err, xz.ErrOptions), errors.Is(err, xz.ErrUnsupportedCheck):
+		return strict.Refuse(strict.Feature, "the xz data has a filter or a check that is not supported, before byte %d: %v", r.in.n, err).WithHint(again)
 	case errors.Is(err, xz.ErrFormat), errors.Is(err, gzip.ErrHeader), errors.Is(err, zstd.ErrMagicMismatch), errors.Is(err, errMagic):
 		if r.began {
 			return strict.Refuse(strict.Corrupt, "the %s data has other bytes behind its end, before byte %d: %v", r.name, r.in.n, err).WithHint("fetch the image again")
 		}
 		return strict.Refuse(strict.Mismatch, "the bytes are not %s: %v", r.name, err).WithHint("say --compression as the file is compressed, or none")
-	case r.in.err == io.EOF:
+	case r.in.err == io.EOF && !errors.Is(err, xz.ErrData):
 		return strict.Refuse(strict.Truncated, "the %s data ends early, after %d bytes: %v", r.name, r.in.n, err).WithHint("fetch the image again")
 	}
 	return strict.Refuse(strict.Corrupt, "the %s data is damaged before byte %d: %v", r.name, r.in.n, err).WithHint("fetch the image again")

@@ -157,3 +157,29 @@ func BenchmarkUnpack(b *testing.B) {
 		})
 	}
 }
+
+// TestXzSays: a filter that is not supported is no damage, and stray bytes
+// behind the end are not a missing one.
+func TestXzSays(t *testing.T) {
+	plain := content(100_000)
+	for _, row := range []struct {
+		name   string
+		packed []byte
+		want   string
+	}{
+		{"the filter for ARM64", pack(t, "xz", plain, "--arm64", "--lzma2"), strict.Feature},
+		{"three zeroes behind it", append(pack(t, "xz", plain), 0, 0, 0), strict.Corrupt},
+		{"padding", append(pack(t, "xz", plain), 0, 0, 0, 0), ""},
+		{"without its end", cutEnd(pack(t, "xz", plain)), strict.Truncated},
+	} {
+		r, err := unpack.NewReader("xz", bytes.NewReader(row.packed))
+		if err == nil {
+			_, err = io.Copy(io.Discard, r)
+		}
+		if strict.ClassOf(err) != row.want {
+			t.Errorf("%s: got %v, want class %q", row.name, err, row.want)
+		}
+	}
+}
+
+func cutEnd(b []byte) []byte { return b[:len(b)-3] }

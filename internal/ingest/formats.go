@@ -119,7 +119,7 @@ func (im *intake) openTables(ctx context.Context, format diskfmt.Format, f file,
 	if err == nil && im.description != nil {
 		err = im.checkDescription(disk)
 	}
-	return disk, h, hinted(err)
+	return disk, h, im.hinted(err)
 }
 
 // openOVA opens the one disk in an archive. What its manifest says is compared

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -277,13 +278,30 @@ func TestFormatsRefused(t *testing.T) {
 // TestSizeLimitOfFormats: every format's virtual size is held against the limit.
 func TestSizeLimitOfFormats(t *testing.T) {
 	for name, s := range samples(t) {
-		_, err := importSource(t.Context(), t, Source{File: writeFile(t, s.file), Description: s.description}, Claim{Format: s.format, MaxVirtualSize: 512 * kib})
-		var e *errs.Error
-		if refused, ok := err.(*errs.Error); ok {
-			e = refused
+		for compression, file := range map[string][]byte{"": s.file, "gzip": packedBy(t, "gzip", s.file)} {
+			_, err := importSource(t.Context(), t, Source{File: writeFile(t, file), Description: s.description}, Claim{Format: s.format, Compression: compression, MaxVirtualSize: 512 * kib})
+			var e *errs.Error
+			if !errors.As(err, &e) || e.Class != strict.Quota || !strings.Contains(e.Hint, "--max-virtual-size") {
+				t.Errorf("%s, compression %q: got %v, want QUOTA with a hint", name, compression, err)
+			}
 		}
-		if e == nil || e.Class != strict.Quota || !strings.Contains(e.Hint, "--max-virtual-size") {
-			t.Errorf("%s: got %v, want QUOTA with a hint", name, err)
+	}
+}
+
+// TestHintsFitTheFormat: what nothing converts is not told to be converted.
+func TestHintsFitTheFormat(t *testing.T) {
+	luks := encrypted()
+	for name, row := range map[string]struct {
+		file []byte
+		hint string
+	}{
+		"a key of 24 bytes": {put(luks, 108, 0, 0, 0, 24), "cryptsetup's defaults"},
+		"an unknown hash":   {put(luks, 72, 'm', 'd', '5', 0, 0, 0, 0, 0), "cryptsetup's defaults"},
+	} {
+		_, err := importSource(t.Context(), t, Source{File: writeFile(t, row.file)}, Claim{Format: "luks"})
+		var e *errs.Error
+		if !errors.As(err, &e) || e.Class != strict.Feature || !strings.Contains(e.Hint, row.hint) {
+			t.Errorf("%s: got %v, want UNSUPPORTED_FEATURE with the hint %q", name, err, row.hint)
 		}
 	}
 }

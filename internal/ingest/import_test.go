@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -427,6 +428,12 @@ func TestInspectRaw(t *testing.T) {
 	v, err := Inspect(t.Context(), Config{}, Source{File: writeFile(t, b), Name: "x"}, Claim{Format: "raw"})
 	if err != nil || v.Verdict != "accept" || v.Content != contentOf(b) || v.SourceSHA256 != sha256Of(b) || v.VirtualSize != 3*mib {
 		t.Errorf("got %+v, %v", v, err)
+	}
+	for n, want := range map[int]bool{1: true, 511: true, 512: false, 4096: false} {
+		v, err := Inspect(t.Context(), Config{}, Source{Stream: bytes.NewReader(make([]byte, n)), Size: -1}, Claim{Format: "raw"})
+		if text := fmt.Sprint(v.Features); err != nil || v.Verdict != "accept" || strings.Contains(text, "no multiple of 512") != want {
+			t.Errorf("a raw image of %d bytes: got %+v, %v, want a feature that says so: %v", n, v, err, want)
+		}
 	}
 	v, err = Inspect(t.Context(), Config{}, Source{File: writeFile(t, []byte("\x1f\x8b\x08"))}, Claim{Format: "raw"})
 	if err != nil || v.Verdict != "reject" || v.Error != strict.Mismatch || v.Detail == "" || v.Hint == "" {

@@ -146,6 +146,9 @@ func dryRun(ctx context.Context, cfg Config, src Source, claim Claim, v *api.Ver
 	if err != nil {
 		return err
 	}
+	if r.VirtualSize%512 != 0 {
+		v.Features = append(v.Features, "a size that is no multiple of 512 bytes: its disks have zeroes behind its end")
+	}
 	v.VirtualSize, v.SourceSHA256, v.Content = r.VirtualSize, r.SourceSHA256, r.Content
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/diskfmt/qcow2/inspect"
 	"github.com/tarn-storage/tarn/diskfmt/strict"
 	"github.com/tarn-storage/tarn/errs"
@@ -23,18 +24,18 @@ func (im *intake) openQcow2(ctx context.Context, r io.ReaderAt, size int64) (*in
 		im.count.walked.Add(1)
 	}})
 	if err != nil {
-		return nil, Header{}, hinted(err)
+		return nil, Header{}, im.hinted(err)
 	}
 	h := qcow2Header(rep)
 	h.MaxData, err = im.dataBytes(ctx, src, stored{(rep.DataClusters + rep.CompressedClusters) * rep.ClusterSize, rep.ClusterSize})
-	return src, h, hinted(err)
+	return src, h, im.hinted(err)
 }
 
 // judgeQcow2 judges the header alone, of a file that begins with head.
 func (im *intake) judgeQcow2(head []byte, size int64) (Header, error) {
 	rep, err := inspect.Header(bytes.NewReader(head), size, inspect.Limits{VirtualSize: im.MaxVirtual})
 	if err != nil {
-		return Header{}, hinted(err)
+		return Header{}, im.hinted(err)
 	}
 	h := qcow2Header(rep)
 	h.MaxData = rep.VirtualSize
@@ -76,10 +77,29 @@ var hints = map[string]string{
 	strict.Limit:    "convert the image first, which writes its tables anew: qemu-img convert -O qcow2",
 }
 
-func hinted(err error) error {
+// sealed are the hints for formats that nothing converts.
+var sealed = map[diskfmt.Format]map[string]string{
+	diskfmt.LUKS: {
+		strict.Corrupt: "fetch the image again, or restore its header: cryptsetup luksHeaderRestore",
+		strict.Overlap: "fetch the image again, or restore its header: cryptsetup luksHeaderRestore",
+		strict.Feature: "encrypt it again with cryptsetup's defaults, or open it where it comes from and import what is in it",
+		strict.Version: "encrypt it again with cryptsetup's defaults, or open it where it comes from and import what is in it",
+		strict.Limit:   "encrypt it again with cryptsetup's defaults, or open it where it comes from and import what is in it",
+	},
+	diskfmt.ISO: {strict.Corrupt: "fetch the image again", strict.Overlap: "fetch the image again"},
+}
+
+func (im *intake) hinted(err error) error {
 	var e *errs.Error
-	if errors.As(err, &e) && e.Hint == "" && hints[e.Class] != "" {
-		return e.WithHint("%s", hints[e.Class])
+	if !errors.As(err, &e) || e.Hint != "" {
+		return err
 	}
-	return err
+	hint := hints[e.Class]
+	if own := sealed[diskfmt.Format(im.Format)]; own != nil && e.Class != strict.Quota && e.Class != strict.Mismatch {
+		hint = own[e.Class]
+	}
+	if hint == "" {
+		return err
+	}
+	return e.WithHint("%s", hint)
 }

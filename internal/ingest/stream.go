@@ -22,6 +22,7 @@ type stream struct {
 	n    int64
 	size int64 // announced; -1 unknown
 	max  int64 // of a size not announced
+	past error // refuses more than max
 	last []byte
 	far  sniff.Far
 }
@@ -42,8 +43,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	case s.size >= 0 && s.n > s.size:
 		return 0, strict.Refuse(strict.Corrupt, "the stream goes on behind the %d bytes that were announced", s.size)
 	case s.size < 0 && s.n > s.max:
-		return 0, strict.Refuse(strict.Quota, "the stream has more than the %d bytes reserved for it", s.max).
-			WithHint("make room in the pool, or import from a file, whose size is known")
+		return 0, s.past
 	case err == io.EOF && s.size >= 0 && s.n < s.size:
 		return 0, errShort(s.n, s.size)
 	}
@@ -128,7 +128,7 @@ const maxSector = 4096
 // holds, by its first bytes.
 func (im *intake) openStream() (Header, error) {
 	format := im.stored(diskfmt.Format(im.Format))
-	im.content = &stream{r: im.src, size: im.Size, max: im.MaxData}
+	im.content = &stream{r: im.src, size: im.Size, max: im.MaxData, past: im.past()}
 	if im.Compression != "" {
 		if err := im.unpack(); err != nil {
 			return Header{}, err
@@ -159,7 +159,17 @@ func (im *intake) openStream() (Header, error) {
 		return Header{}, err
 	}
 	h, err := im.judgeHead(format)
-	return h, hinted(err)
+	return h, im.hinted(err)
+}
+
+// past refuses more than may come: what a pool has room for, or what the caller
+// allows.
+func (im *intake) past() error {
+	if im.MaxData >= im.MaxVirtual {
+		return strict.Refuse(strict.Quota, "the image has more than the %d bytes that are the most", im.MaxVirtual).WithHint("%s", hints[strict.Quota])
+	}
+	return strict.Refuse(strict.Quota, "the stream has more than the %d bytes reserved for it", im.MaxData).
+		WithHint("make room in the pool, or import from a file, whose size is known")
 }
 
 // unpack puts the decompressor between what is delivered and the content.
@@ -170,7 +180,7 @@ func (im *intake) unpack() error {
 	im.packed = newPacked(im.content)
 	r, err := unpack.NewReader(im.Compression, im.packed)
 	im.packed.unpacked = r
-	im.content = &stream{r: r, size: -1, max: im.MaxData}
+	im.content = &stream{r: r, size: -1, max: im.MaxData, past: im.past()}
 	return err
 }
 
@@ -202,6 +212,9 @@ func (im *intake) judgeHead(format diskfmt.Format) (Header, error) {
 		return h, nil
 	default:
 		rep, err := d.header(bytes.NewReader(im.head), long, lim)
+		if size < 0 && d.flat && strict.ClassOf(err) == strict.Truncated { // at the most that may come
+			err = im.past()
+		}
 		if err != nil {
 			return h, err
 		}

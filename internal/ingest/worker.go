@@ -311,7 +311,7 @@ func (im *intake) convertStream(ctx context.Context) (Result, error) {
 		err = im.checkDescription(rawFile{im.src, r.n})
 	}
 	if err != nil {
-		return Result{}, hinted(err)
+		return Result{}, im.hinted(err)
 	}
 	var sum []byte
 	if c.digest != nil {
