@@ -98,6 +98,7 @@ func TestResume(t *testing.T) {
 			}
 		}}, errs.Conflict, "", "has changed", 2},
 		{"part of another version", faulty{etag: `"1"`, breaks: []int{1000}, change: set("ETag", `"2"`, 1)}, errs.Conflict, "", "has changed", 2},
+		{"part of no version", faulty{etag: `"1"`, breaks: []int{1000}, change: set("ETag", "", 1)}, errs.Conflict, "", "of which version", 2},
 		{"part of another size", faulty{etag: `"1"`, breaks: []int{1000}, change: set("Content-Range", "bytes 1000-3145727/3145729", 1)}, errs.Conflict, "", "has changed", 2},
 		{"ranges ignored", faulty{etag: `"1"`, breaks: []int{1000}, change: set("Status", "200", 1)}, errs.Conflict, "", "does not send parts", 2},
 		{"range past the end", faulty{etag: `"1"`, breaks: []int{1000}, change: set("Status", "416", 1)}, errs.Conflict, "", "has changed", 2},

@@ -201,11 +201,11 @@ func versionOf(h http.Header) version {
 	return version{}
 }
 
-// same reports whether a part's header names version v, or none.
+// same reports whether a part's header names version v. It must name an ETag
+// again that the whole had (RFC 9110, section 15.3.7), but need not a time.
 func (v version) same(h http.Header) bool {
 	if v.etag != "" {
-		got := h.Get("ETag")
-		return got == "" || got == v.etag
+		return h.Get("ETag") == v.etag
 	}
 	got := h.Get("Last-Modified")
 	return got == "" || v.modified == "" || got == v.modified
@@ -333,6 +333,8 @@ func (s *Stream) part(rep *reply) error {
 	switch {
 	case !ok || start != s.off:
 		return changed("%s was asked for the bytes from %d and sends others", rep.from, s.off)
+	case s.version.etag != "" && rep.Header.Get("ETag") == "":
+		return changed("%s does not say of which version its part is", rep.from)
 	case total >= 0 && s.size >= 0 && total != s.size, !s.version.same(rep.Header):
 		return changed("the object on %s has changed", rep.from)
 	case total < 0 && s.size < 0:

@@ -150,6 +150,7 @@ var hostile = []struct {
 	{"snapshots past the end", false, all(put32(60, 1), put64(64, 1<<50)), "TRUNCATED", "snapshot table", true, false},
 	{"snapshots misaligned", false, all(put32(60, 1), put64(64, 8)), "CORRUPT", "snapshot table", true, false},
 	{"snapshots on the L2 table", false, all(put32(60, 1), put64(64, l2)), "OVERLAP", "0x40000", true, false},
+	{"no snapshots, at an odd place", false, put64(64, data1+512), "CORRUPT", "0x60200", true, false},
 	{"4 Gi snapshots", false, all(put32(60, 1<<32-1), put64(64, data1)), "LIMIT", "snapshots", true, false},
 	{"extension past the cluster", false, all(put32(112, 0x12345678), put32(116, 1<<32-1)), "CORRUPT", "extension", true, false},
 	{"extension twice", false, all(extension(0x12345678, ""), put32(120, 0x12345678)), "CORRUPT", "twice", true, false},

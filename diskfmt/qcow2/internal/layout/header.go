@@ -366,7 +366,7 @@ func (h *Header) Check(size uint64) error {
 	if h.Snapshots > MaxSnapshots {
 		return Faultf(ClassLimit, "%d internal snapshots; %d is the most", h.Snapshots, MaxSnapshots)
 	}
-	if h.Snapshots > 0 && (h.SnapshotsOffset&(h.ClusterSize()-1) != 0 || h.SnapshotsOffset == 0) {
+	if h.SnapshotsOffset&(h.ClusterSize()-1) != 0 || h.Snapshots > 0 && h.SnapshotsOffset == 0 {
 		return Faultf(ClassCorrupt, "the snapshot table's offset 0x%x is not at a cluster's start", h.SnapshotsOffset)
 	}
 	if h.Snapshots > 0 && h.SnapshotsOffset >= size {
