@@ -353,7 +353,11 @@ func (w *world) sources() {
 		for _, verb := range []string{"inspect", "import new"} {
 			for _, format := range []string{"raw", "qcow2", "vmdk", "ova"} {
 				got := w.d.Run(append(strings.Fields("image "+verb), r.name, "--format", format, "-o", "json")...)
-				if got.Status != 5 || !strings.Contains(got.Stderr, "NOT_REGULAR") || !strings.Contains(got.Stderr, r.says) {
+				said := got.Stderr
+				if verb == "inspect" { // whose answer is the verdict
+					said = got.Stdout
+				}
+				if got.Status != 5 || !strings.Contains(said, "NOT_REGULAR") || !strings.Contains(said, r.says) {
 					w.t.Errorf("want NOT_REGULAR and %q of %v", r.says, got)
 				}
 			}
