@@ -212,8 +212,8 @@ func (im *intake) judgeHead(format diskfmt.Format) (Header, error) {
 		return h, nil
 	default:
 		rep, err := d.header(bytes.NewReader(im.head), long, lim)
-		if size < 0 && d.flat && strict.ClassOf(err) == strict.Truncated { // at the most that may come
-			err = im.past()
+		if size < 0 && d.flat && im.MaxData >= im.MaxVirtual && strict.ClassOf(err) == strict.Truncated {
+			err = im.past() // it says that it is longer than is allowed
 		}
 		if err != nil {
 			return h, err
