@@ -135,7 +135,7 @@ func TestPoolIfAbsent(t *testing.T) {
 		"image formats":   func(r *api.PoolCreate) { r.ImageFormats = []string{"raw"} },
 		"the overcommit":  func(r *api.PoolCreate) { r.Overcommit = new(2.0) },
 		"the reserve":     func(r *api.PoolCreate) { r.Reserve = "1G" },
-		"the owner":       func(r *api.PoolCreate) { r.Owner = "65534:65534" },
+		"the owner":       func(r *api.PoolCreate) { r.Owner = "1:1" },
 	} {
 		other := r
 		change(&other)

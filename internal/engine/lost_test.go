@@ -176,13 +176,23 @@ func TestALostBaseStaysLost(t *testing.T) {
 	}
 	do(t, os.Remove(at))
 	one := must(b.Pool(ctx, "one")).Path
-	overwrite(t, file(t, one, "base_*.raw"), 4096, "damaged")
+	base := file(t, one, "base_*.raw")
+	unfrozen(t, base, func() { overwrite(t, base, 4096, "damaged") })
 	out, err = add()
 	b.fails(errs.Corrupt, out, err)
 	if after := jsonOf(t, listOf(b.Volumes(ctx, "two", api.Page{}))); after != before {
 		t.Errorf("a base that could not be made again left\n%s\nwant\n%s", after, before)
 	}
 	b.silent("a base that could not be made again")
+}
+
+// unfrozen runs change while the base at path, which nobody may write, can be
+// written by its owner.
+func unfrozen(t *testing.T, path string, change func()) {
+	t.Helper()
+	do(t, os.Chmod(path, 0o640))
+	change()
+	do(t, os.Chmod(path, 0o440))
 }
 
 // TestADamagedBaseIsLeftToAPerson has a base of another size on record as
@@ -192,7 +202,7 @@ func TestADamagedBaseIsLeftToAPerson(t *testing.T) {
 	ctx, none := context.Background(), api.Options{}
 	b, pool, content := twoCopies(t)
 	at := file(t, pool, "base_*.raw")
-	do(t, os.Truncate(at, 4096))
+	unfrozen(t, at, func() { do(t, os.Truncate(at, 4096)) })
 	if r := b.doctor(true); len(r.Problems) != 1 || !r.Problems[0].Repaired {
 		t.Fatalf("with a truncated base doctor said %+v, want one problem that it repaired", r.Problems)
 	}
