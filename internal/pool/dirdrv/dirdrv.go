@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -66,7 +67,8 @@ type pool struct {
 	ident identity
 	caps  driver.Capabilities
 
-	naming sync.Mutex // held from looking for a name to taking it
+	naming   sync.Mutex   // held from looking for a name to taking it
+	settling atomic.Int32 // how many volumes are being made durable
 }
 
 var (

@@ -139,10 +139,16 @@ func (p *pool) Publish(ctx context.Context, id disk.VolumeID, name string, immut
 		return driver.Object{}, failed(op, name, err)
 	}
 	defer f.Close()
-	if err := p.settle(f, id, immutable); err != nil {
-		return driver.Object{}, failed(op, name, err)
+	if immutable {
+		err = p.freeze(f)
 	}
-	if err := p.name(op, id, name, sidecar); err != nil {
+	if err == nil {
+		err = p.settle(f, id, sidecar)
+	}
+	if err == nil {
+		err = p.name(op, id, name)
+	}
+	if err != nil {
 		return driver.Object{}, failed(op, name, err)
 	}
 	if err := p.root.sync(); err != nil {
@@ -171,21 +177,30 @@ func (p *pool) published(op string, id disk.VolumeID, name string) (driver.Objec
 	return o, failed(op, name, err)
 }
 
-// settle gives the volume its last mode and makes its bytes durable. A volume
-// whose sync failed is removed: nobody can know what is in it, and a repeated
-// sync would succeed over the loss.
-func (p *pool) settle(f *os.File, id disk.VolumeID, immutable bool) error {
-	if immutable {
-		if err := p.freeze(f); err != nil {
-			return err
-		}
+// settle makes the volume's bytes durable and stages its sidecar, durable too. A
+// device that has nothing else to do syncs both at once, which takes little
+// longer than one; where many publish, it has enough to do. A volume whose sync
+// failed is removed: nobody can know what is in it, and a repeated sync would
+// succeed over the loss.
+func (p *pool) settle(f *os.File, id disk.VolumeID, sidecar []byte) error {
+	staged := string(id) + sidecarSuffix
+	sync := func() error { return faults.Do(faults.Sync, "sync "+string(id), f.Sync) }
+	lost := make(chan error, 1)
+	defer p.settling.Add(-1)
+	if p.settling.Add(1) == 1 {
+		go func() { lost <- sync() }()
+	} else {
+		lost <- sync()
 	}
-	err := faults.Do(faults.Sync, "sync "+string(id), f.Sync)
-	if err != nil {
+	err := p.tmp.writeFile(staged, sidecar)
+	if e := <-lost; e != nil {
 		_ = p.tmp.remove(string(id))
-		return errs.New(blkio.KindOf(err), "volume.sync", string(id), "syncing failed and the volume is lost: %w", err)
+		err = errs.New(blkio.KindOf(e), "volume.sync", string(id), "syncing failed and the volume is lost: %w", e)
 	}
-	return nil
+	if err != nil {
+		_ = p.tmp.remove(staged)
+	}
+	return err
 }
 
 // freeze makes f a base: QEMU's group can read it, nobody can write it.
@@ -196,13 +211,10 @@ func (p *pool) freeze(f *os.File) error {
 	return faults.Do(faults.Ioctl, "chmod "+filepath.Base(f.Name()), func() error { return f.Chmod(0o440) })
 }
 
-// name stores the sidecar, then gives the volume its name, so that at no
-// moment a volume is without a sidecar.
-func (p *pool) name(op string, id disk.VolumeID, name string, sidecar []byte) error {
+// name gives the staged sidecar its name, then the volume, so that at no moment
+// a volume is without a sidecar.
+func (p *pool) name(op string, id disk.VolumeID, name string) error {
 	staged := string(id) + sidecarSuffix
-	if err := p.tmp.writeFile(staged, sidecar); err != nil {
-		return err
-	}
 	p.naming.Lock()
 	defer p.naming.Unlock()
 	err := p.free(op, name)
