@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"hash/maphash"
 	"reflect"
 	"slices"
 	"sync"
@@ -15,23 +14,45 @@ import (
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
-// turns lets one goroutine at a time work on a volume. Its zero value is ready.
+// turns lets one goroutine at a time work on a volume; who waits for one volume
+// never waits for another's, whose pool may hang. Its zero value is ready.
 type turns struct {
-	seed  sync.Once
-	of    maphash.Seed
-	locks [64]sync.Mutex
+	mu sync.Mutex
+	of map[disk.VolumeID]*turn
 }
 
-func (t *turns) lock(id disk.VolumeID) *sync.Mutex {
-	t.seed.Do(func() { t.of = maphash.MakeSeed() })
-	return &t.locks[maphash.String(t.of, string(id))%uint64(len(t.locks))]
+// turn is one volume's, kept while somebody has it or waits for it.
+type turn struct {
+	sync.Mutex
+	wanted int
 }
 
 // Lock waits for the volume's turn.
-func (t *turns) Lock(id disk.VolumeID) { t.lock(id).Lock() }
+func (t *turns) Lock(id disk.VolumeID) {
+	t.mu.Lock()
+	if t.of == nil {
+		t.of = map[disk.VolumeID]*turn{}
+	}
+	own := t.of[id]
+	if own == nil {
+		own = new(turn)
+		t.of[id] = own
+	}
+	own.wanted++
+	t.mu.Unlock()
+	own.Lock()
+}
 
 // Unlock ends it.
-func (t *turns) Unlock(id disk.VolumeID) { t.lock(id).Unlock() }
+func (t *turns) Unlock(id disk.VolumeID) {
+	t.mu.Lock()
+	own := t.of[id]
+	if own.wanted--; own.wanted == 0 {
+		delete(t.of, id)
+	}
+	t.mu.Unlock()
+	own.Unlock()
+}
 
 // holds counts who reads volumes without an operation. Its zero value is ready.
 type holds[K comparable] struct {
