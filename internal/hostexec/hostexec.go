@@ -46,8 +46,11 @@ var searchPath = "/usr/sbin:/usr/bin:/sbin:/bin"
 // environment is the whole environment of every process that is started. A
 // crashing worker says nothing of its memory.
 func environment() []string {
-	return []string{"PATH=" + searchPath, "LC_ALL=C", "GOTRACEBACK=none"}
+	return append([]string{"PATH=" + searchPath, "LC_ALL=C", "GOTRACEBACK=none"}, detector...)
 }
+
+// detector is what a build with the race detector tells its like.
+var detector []string
 
 // String returns the program's name as it is looked up.
 func (p Program) String() string {

@@ -69,6 +69,9 @@ func TestDataIsMeasured(t *testing.T) {
 // TestLargeEmptyDisks imports what qemu-img makes of the largest empty disks:
 // nothing is promised for them.
 func TestLargeEmptyDisks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long; TestFormats reads the same formats")
+	}
 	for format, args := range map[string][]string{
 		"vhdx":  {"-f", "vhdx", "-o", "block_size=1M", "64T"},
 		"vdi":   {"-f", "vdi", "2T"},

@@ -72,7 +72,7 @@ func Exhaust[W any](t *testing.T, o Options, setup func(t *testing.T) W, run, re
 // stride is how far one n is from the next. It is odd, so that sides alternate.
 func stride() int {
 	if testing.Short() {
-		return 13
+		return 31
 	}
 	return 1
 }
