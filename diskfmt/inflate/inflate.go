@@ -336,11 +336,14 @@ func build(table []entry, primary uint, lens []uint8, entries []entry) bool {
 	var sub, subBits uint // the second table of prefix
 	prefix, free := ^uint(0), uint(1)<<primary
 	for l := uint(1); l <= maxCode; l++ {
+		if l <= primary { // twice the places: a shorter code has each that ends in it
+			copy(table[1<<(l-1):1<<l], table[:1<<(l-1)])
+		}
 		for i := range at[l] - first[l] {
 			sym := sorted[first[l]+i]
 			rev, e := uint(bits.Reverse16(uint16(next[l]+i))>>(16-l)), entries[sym]
 			if l <= primary {
-				fill(table[:1<<primary], rev, l, complete(e, l))
+				table[rev] = complete(e, l)
 				continue
 			}
 			if p := rev & (1<<primary - 1); p != prefix {
