@@ -31,19 +31,20 @@ const (
 	maxCode     = 15
 )
 
-// An entry of a table. Bits 0 to 7 say how many bits a symbol takes, its extra
-// bits included; 8 to 12 how many of them are the code alone. The upper half is
-// the literal, or the base of a length or distance, or where a second table
-// begins. An entry of 0 is a code that is not in use.
+// An entry of a table. Bits 0 to 5 say how many bits a symbol takes, its extra
+// bits included; 8 to 13 how many of them are the code alone: six bits, because
+// that is what a shift looks at. The upper half is the literal, or the base of a
+// length or distance, or where a second table begins. An entry of 0 is a code
+// that is not in use.
 type entry = uint32
 
 const (
 	isLiteral  entry = 1 << 15
 	isSpecial  entry = 1 << 14 // the end of the block, or a second table
-	isEnd      entry = 1 << 13 // with isSpecial
-	lowBits          = 0xff
+	isEnd      entry = 1 << 7  // with isSpecial
+	lowBits          = 0x3f
 	codeShift        = 8
-	codeMask         = 0x1f
+	codeMask         = 0x3f
 	valueShift       = 16
 )
 
@@ -390,51 +391,58 @@ func fill(table []entry, code, l uint, e entry) {
 }
 
 // Where block may run: as far from the ends as one round may reach. It reads
-// src three times, each seven bytes on at most, eight bytes at once; it writes
-// three literals and the longest match, in words whose last may reach past it
-// and of which two are written for the shortest.
+// src twice, the second time seven bytes on at most, eight bytes at once; it
+// writes three literals and the longest match, in words whose last may reach
+// past it and of which two are written for the shortest.
 const (
-	marginIn  = 2*7 + 8
+	marginIn  = 7 + 8
 	marginOut = 3 + 258 + 16
 )
 
 // block decodes a block's symbols into dst from out on (RFC 1951, section
-// 3.2.3), as libdeflate does: up to three literals or a match in a round, and
-// the next symbol looked up before the bytes of the last are copied. It runs
-// where neither end is near and leaves the rest to rest.
+// 3.2.3), as libdeflate does: up to three literals or a match in a round. It
+// runs where neither end is near and leaves the rest to rest.
+//
+// What is next is looked up before more bits are read, so that neither waits for
+// the other. Of 56 bits or more three literals of the first table leave 23, a
+// literal of the second after two 19, a length after two 14; of 56 again a
+// distance leaves 28. A length needs none but its own, the look-up of a distance
+// 8 and that of a literal 11.
 func (r *reader) block(t *tables, dst []byte, out int) (int, error) {
 	lastIn, lastOut := len(r.src)-marginIn, len(dst)-marginOut
-	if r.pos > lastIn || out > lastOut {
+	if lastIn < 0 || lastOut < 0 || r.pos > lastIn || out > lastOut {
 		return r.rest(t, dst, out)
 	}
-	src, pos, buf, n := r.src, r.pos, r.buf, uint32(r.n)
-	pos, buf, n = more(src, pos, buf, n)
-	e := t.lit[buf&(1<<literalBits-1)]
-	for {
-		saved := buf
-		buf >>= e & 63
-		n -= e
+	src, dst := r.src[:len(r.src):len(r.src)], dst[:len(dst):len(dst)] // one register less for each
+	pos, buf, n := more(src, r.pos, r.buf, uint32(r.n))
+	e, saved := t.lit[buf&(1<<literalBits-1)], uint64(0)
+	for uint(pos) <= uint(lastIn) && uint(out) <= uint(lastOut) { // as uint: of use for the checks of bounds below
 		if e&isLiteral != 0 {
+			buf >>= e & lowBits
+			n -= e
 			dst[out] = byte(e >> valueShift)
 			out++
 			e = t.lit[buf&(1<<literalBits-1)]
-			saved = buf
-			buf >>= e & 63
-			n -= e
 			if e&isLiteral != 0 {
+				buf >>= e & lowBits
+				n -= e
 				dst[out] = byte(e >> valueShift)
 				out++
 				e = t.lit[buf&(1<<literalBits-1)]
-				saved = buf
-				buf >>= e & 63
-				n -= e
 				if e&isLiteral != 0 {
+					buf >>= e & lowBits
+					n -= e
 					dst[out] = byte(e >> valueShift)
 					out++
-					goto next
+					e = t.lit[buf&(1<<literalBits-1)]
+					pos, buf, n = more(src, pos, buf, n)
+					continue
 				}
 			}
 		}
+		saved = buf
+		buf >>= e & lowBits
+		n -= e
 		if e&isSpecial != 0 {
 			if e&isEnd != 0 {
 				r.pos, r.buf, r.n = pos, buf, uint(n&63)
@@ -446,7 +454,7 @@ func (r *reader) block(t *tables, dst []byte, out int) (int, error) {
 			}
 			e = t.lit[i]
 			saved = buf
-			buf >>= e & 63
+			buf >>= e & lowBits
 			n -= e
 			if e&isSpecial != 0 {
 				r.pos, r.buf, r.n = pos, buf, uint(n&63)
@@ -455,56 +463,46 @@ func (r *reader) block(t *tables, dst []byte, out int) (int, error) {
 			if e&isLiteral != 0 {
 				dst[out] = byte(e >> valueShift)
 				out++
-				goto next
+				e = t.lit[buf&(1<<literalBits-1)]
+				pos, buf, n = more(src, pos, buf, n)
+				continue
 			}
 		}
 		if e == 0 {
 			return 0, ErrCorrupt
 		}
-		{
-			length := int(e>>valueShift) + int(saved&(1<<(e&63)-1)>>(e>>codeShift&codeMask))
-			if n&63 < 28 {
-				pos, buf, n = more(src, pos, buf, n)
-			}
-			if e = t.dist[buf&(1<<distBits-1)]; e&isSpecial != 0 {
-				buf >>= e & 63
-				n -= e
-				i := uint64(e>>valueShift) + buf&(1<<(e>>codeShift&codeMask)-1)
-				if i >= distSize {
-					return 0, ErrCorrupt
-				}
-				e = t.dist[i]
-			}
-			distance := int(e>>valueShift) + int(buf&(1<<(e&63)-1)>>(e>>codeShift&codeMask))
-			buf >>= e & 63
+		length := int(e>>valueShift) + int(saved&(1<<(e&lowBits)-1)>>(e>>codeShift&codeMask))
+		e = t.dist[buf&(1<<distBits-1)]
+		pos, buf, n = more(src, pos, buf, n)
+		if e&isSpecial != 0 {
+			buf >>= e & lowBits
 			n -= e
-			if e == 0 || distance > out {
+			i := uint64(e>>valueShift) + buf&(1<<(e>>codeShift&codeMask)-1)
+			if i >= distSize {
 				return 0, ErrCorrupt
 			}
-			pos, buf, n = more(src, pos, buf, n)
-			e = t.lit[buf&(1<<literalBits-1)]
-
-			from, at := out-distance, out
-			out += length
-			if distance < 8 {
-				repeat(dst, at, out, distance)
-			} else {
-				put(dst, at, load(dst, from))
-				put(dst, at+8, load(dst, from+8))
-				for at, from = at+16, from+16; at < out; at, from = at+8, from+8 {
-					put(dst, at, load(dst, from))
-				}
-			}
+			e = t.dist[i]
 		}
-		if pos > lastIn || out > lastOut {
-			break
+		distance := int(e>>valueShift) + int(buf&(1<<(e&lowBits)-1)>>(e>>codeShift&codeMask))
+		buf >>= e & lowBits
+		n -= e
+		if e == 0 || distance > out {
+			return 0, ErrCorrupt
 		}
-		continue
-	next:
-		pos, buf, n = more(src, pos, buf, n)
 		e = t.lit[buf&(1<<literalBits-1)]
-		if pos > lastIn || out > lastOut {
-			break
+		pos, buf, n = more(src, pos, buf, n)
+
+		from, at := out-distance, out
+		out += length
+		if distance < 8 {
+			repeat(dst, at, out, distance)
+			continue
+		}
+		to, of := (*[16]byte)(dst[at:at+16:at+16]), (*[16]byte)(dst[from:from+16:from+16])
+		binary.LittleEndian.PutUint64(to[:8], binary.LittleEndian.Uint64(of[:8]))
+		binary.LittleEndian.PutUint64(to[8:], binary.LittleEndian.Uint64(of[8:]))
+		for at, from = at+16, from+16; at < out; at, from = at+8, from+8 {
+			put(dst, at, load(dst, from))
 		}
 	}
 	r.pos, r.buf, r.n = pos, buf, uint(n&63)
