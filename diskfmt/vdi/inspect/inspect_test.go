@@ -187,6 +187,9 @@ func TestReadersAtOnce(t *testing.T) {
 // The largest disk there is by default, with a map of 256 MiB that names
 // nothing, takes little memory and is read whole.
 func TestMemoryIsBounded(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long, and measures memory; -short is for the race detector, which makes it larger")
+	}
 	const blocks = 64 << 20
 	head := sound()[:mapAt]
 	for _, c := range []doortest.Change{
