@@ -181,8 +181,13 @@ func (d *File) Sync() error {
 	return err
 }
 
-// Close closes the file. It does not sync.
-func (d *File) Close() error { return Error("file.close", d.f.Name(), d.f.Close()) }
+// Close drops the file's OFD locks and closes it. It does not sync. Without the
+// first a lock would outlive the file for as long as a process that is being
+// started still has its descriptor.
+func (d *File) Close() error {
+	_ = unix.FcntlFlock(d.f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK}) // there may be none
+	return Error("file.close", d.f.Name(), d.f.Close())
+}
 
 func ignoringEINTR(f func() error) error {
 	for {

@@ -49,7 +49,13 @@ func (d *dir) sub(name string) (*dir, error) {
 	return &dir{f: f}, nil
 }
 
-func (d *dir) close() error { return d.f.Close() }
+// close drops a claim and closes the directory. Without the first the claim
+// would outlive it for as long as a process that is being started still has its
+// descriptor.
+func (d *dir) close() error {
+	_ = d.use(func(fd int) error { return unix.Flock(fd, unix.LOCK_UN) }) // there may be none
+	return d.f.Close()
+}
 
 // use calls do with the directory's descriptor, which stays open meanwhile: a
 // pool may be closed while calls run, and a number that was closed could be

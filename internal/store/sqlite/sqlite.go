@@ -67,7 +67,10 @@ func openDir(ctx context.Context, o Options) (*store.Store, error) {
 		_ = lock.Close()
 		return nil, err
 	}
-	e.OnFull, e.Close = o.OnFull, lock.Close
+	e.OnFull, e.Close = o.OnFull, func() error {
+		// A process that is being started still has the descriptor for a moment.
+		return errors.Join(syscall.Flock(int(lock.Fd()), syscall.LOCK_UN), lock.Close())
+	}
 	return store.Open(ctx, e)
 }
 

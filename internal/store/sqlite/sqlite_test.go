@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,12 +52,32 @@ func TestSecondOpenIsBusy(t *testing.T) {
 	if err := insertHost(t.Context(), s, "h", "x"); err != nil {
 		t.Errorf("the first store after the refusal: %v", err)
 	}
+	inherit(t, filepath.Join(dir, "tarn.lock"))
 	if err := s.Close(); err != nil {
 		t.Fatalf("close: %v", err)
 	}
 	if err := open(t, sqlite.Options{Dir: dir}).Close(); err != nil {
 		t.Errorf("close of a third: %v", err)
 	}
+}
+
+// inherit keeps a copy of the descriptor of the open file at path, as a process
+// has it that is being started.
+func inherit(t *testing.T, path string) {
+	t.Helper()
+	links, _ := filepath.Glob("/proc/self/fd/*")
+	for _, link := range links {
+		if to, _ := os.Readlink(link); to == path {
+			n, _ := strconv.Atoi(filepath.Base(link))
+			fd, err := syscall.Dup(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { syscall.Close(fd) })
+			return
+		}
+	}
+	t.Fatalf("%s is not open", path)
 }
 
 func TestFilesArePrivate(t *testing.T) {
