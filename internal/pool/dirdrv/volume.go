@@ -272,15 +272,16 @@ func (p *pool) device(op string, r driver.Ref, m driver.Mode) (*blkio.File, erro
 	if err != nil {
 		return nil, missing(op, r, p.absent(err))
 	}
+	d, err := blkio.NewFile(f)
+	if err != nil {
+		f.Close()
+		return nil, failed(op, subject(r), err)
+	}
 	if err = p.checkIdentity(op, r, f); err == nil {
 		err = lock(f, m)
 	}
-	var d *blkio.File
-	if err == nil {
-		d, err = blkio.NewFile(f)
-	}
 	if err != nil {
-		f.Close()
+		_ = d.Close() // with the locks that were got
 		return nil, failed(op, subject(r), err)
 	}
 	return d, nil
