@@ -21,3 +21,9 @@ func Overlay(size, cluster int64, name string, format diskfmt.Format) diskfmt.Re
 	r.BackingName, r.BackingFmt = name, format
 	return r
 }
+
+// Ploop is the record of a Parallels image of size bytes in clusters of cluster
+// bytes without a backing layer.
+func Ploop(size, cluster int64) diskfmt.Recorded {
+	return diskfmt.Recorded{Format: diskfmt.Ploop, VirtualSize: size, ClusterSize: cluster}
+}

@@ -42,7 +42,7 @@ func BenchmarkOpen(b *testing.B) {
 			want := diskfmttest.Overlay(c.size, 65536, "base.raw", diskfmt.Raw)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := qcow2.Open(m, int64(len(m.b)), want); err != nil {
+				if _, err := qcow2.Open(m, int64(len(m.B)), want); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -54,7 +54,7 @@ func BenchmarkInspectHeader(b *testing.B) {
 	m, _ := benchImage(b, 64<<20)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := inspect.Header(m, int64(len(m.b)), inspect.Limits{}); err != nil {
+		if _, err := inspect.Header(m, int64(len(m.B)), inspect.Limits{}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -64,7 +64,7 @@ func BenchmarkInspect(b *testing.B) {
 	m, _ := benchImage(b, 256<<20)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := inspect.Inspect(context.Background(), m, int64(len(m.b)), inspect.Limits{}); err != nil {
+		if _, err := inspect.Inspect(context.Background(), m, int64(len(m.B)), inspect.Limits{}); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -90,7 +90,7 @@ func BenchmarkCreate(b *testing.B) {
 func BenchmarkRead(b *testing.B) {
 	const size = 64 << 20
 	m, want := benchImage(b, size)
-	r, err := qcow2.Open(m, int64(len(m.b)), want)
+	r, err := qcow2.Open(m, int64(len(m.B)), want)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -172,7 +172,7 @@ func TestCompressFails(t *testing.T) {
 	if err := qcow2.Compress(t.Context(), full, src, qcow2.CompressOptions{Threads: 2}, nil); !errors.Is(err, io.ErrShortWrite) {
 		t.Errorf("a full disk: got %v, want %v", err, io.ErrShortWrite)
 	}
-	if bytes.HasPrefix(full.b, []byte("QFI")) {
+	if bytes.HasPrefix(full.B, []byte("QFI")) {
 		t.Error("a file that was not completed looks like qcow2")
 	}
 	ctx, cancel := context.WithCancel(t.Context())

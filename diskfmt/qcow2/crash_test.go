@@ -14,67 +14,27 @@ import (
 	"testing"
 
 	"github.com/tarn-storage/tarn/diskfmt"
+	"github.com/tarn-storage/tarn/diskfmt/internal/crashtest"
 	"github.com/tarn-storage/tarn/diskfmt/qcow2"
 	"github.com/tarn-storage/tarn/diskfmt/qcow2/inspect"
 	"github.com/tarn-storage/tarn/errs"
 )
 
-// event is one effect on the container.
-type event struct {
-	kind byte // 'w'rite, 't'runcate, 'p'unch, 's'ync
-	off  int64
-	data []byte
-}
-
-func (e event) apply(m *memFile) {
-	switch e.kind {
-	case 'w':
-		m.WriteAt(e.data, e.off)
-	case 't':
-		m.Truncate(e.off)
-	case 'p':
-		clear(m.b[min(e.off, int64(len(m.b))):min(e.off+int64(len(e.data)), int64(len(m.b)))])
-	}
-}
-
 // recorder is a container that logs its effects.
-type recorder struct {
-	memFile
-	log []event
-}
+type recorder struct{ crashtest.Recorder }
 
-func (r *recorder) do(e event) {
-	e.apply(&r.memFile)
-	r.log = append(r.log, e)
-}
-
-func (r *recorder) WriteAt(p []byte, off int64) (int, error) {
-	r.do(event{'w', off, bytes.Clone(p)})
-	return len(p), nil
-}
-func (r *recorder) Truncate(n int64) error { r.do(event{'t', n, nil}); return nil }
-func (r *recorder) Sync() error            { r.do(event{'s', 0, nil}); return nil }
-func (r *recorder) PunchHole(off, n int64) error {
-	r.do(event{'p', off, make([]byte, n)})
-	return nil
-}
-
-// version is what the guest sees after the effects up to at.
-type version struct {
-	at      int
-	durable bool
-	content []byte
-}
+func (r *recorder) Size() (int64, error)         { return int64(len(r.B)), nil }
+func (r *recorder) PunchHole(off, n int64) error { return r.Zero(off, n) }
 
 // history records a random run of operations on a fresh image.
-func history(t *testing.T, s shape, seed uint64, ops int, prefill int64) (base []byte, log []event, seen []version, backing []byte) {
+func history(t *testing.T, s shape, seed uint64, ops int, prefill int64) (run crashtest.Run, backing []byte) {
 	t.Helper()
 	file, model, backing := s.make(t, t.TempDir(), seed)
 	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	rec := &recorder{memFile: memFile{b}}
+	rec := &recorder{crashtest.Recorder{File: crashtest.File{B: b}}}
 	rng := rand.New(rand.NewPCG(seed, 8))
 	open := func(size int64) *qcow2.Writer {
 		want := s.record()
@@ -97,8 +57,8 @@ func history(t *testing.T, s shape, seed uint64, ops int, prefill int64) (base [
 			t.Fatal(err)
 		}
 	}
-	base, rec.log = bytes.Clone(rec.b), nil
-	seen = []version{{0, true, bytes.Clone(model)}}
+	run = crashtest.Run{Seed: seed, Base: bytes.Clone(rec.B), Seen: []crashtest.Version{{Durable: true, Content: bytes.Clone(model)}}}
+	rec.Log = nil
 	for n := range ops {
 		var what string
 		if model, what, err = step(rng, w, s, model, s.size+s.size/2); err != nil {
@@ -116,9 +76,10 @@ func history(t *testing.T, s shape, seed uint64, ops int, prefill int64) (base [
 			what, w = "sync", open(int64(len(model)))
 		}
 		durable := what == "sync" || strings.HasPrefix(what, "grow")
-		seen = append(seen, version{len(rec.log), durable, bytes.Clone(model)})
+		run.Seen = append(run.Seen, crashtest.Version{At: len(rec.Log), Durable: durable, Content: bytes.Clone(model)})
 	}
-	return base, rec.log, seen, backing
+	run.Log = rec.Log
+	return run, backing
 }
 
 // alone returns the image with its backing reference blanked, for inspect.
@@ -133,7 +94,7 @@ func alone(img []byte) []byte {
 
 // verify opens a crashed image and holds it against what the guest had seen:
 // each byte is that of the last durable version or of one that came after it.
-func verify(t *testing.T, s shape, img, backing []byte, seen []version) error {
+func verify(t *testing.T, s shape, img, backing []byte, seen []crashtest.Version) error {
 	t.Helper()
 	rep, err := inspect.Inspect(t.Context(), bytes.NewReader(alone(img)), int64(len(img)), inspect.Limits{})
 	if err != nil {
@@ -145,43 +106,7 @@ func verify(t *testing.T, s shape, img, backing []byte, seen []version) error {
 	if err != nil {
 		return err
 	}
-	got := readAll(t, r, backing)
-	known := false
-	for _, v := range seen {
-		known = known || len(v.content) == len(got)
-	}
-	if !known || len(got) < len(seen[0].content) {
-		return fmt.Errorf("the disk has %d bytes, durable are %d", len(got), len(seen[0].content))
-	}
-	for off := 0; off < len(got); off += 512 {
-		piece := got[off : off+512]
-		last := make([]byte, 512) // a version reads as zeroes past its end
-		for i, v := range seen {
-			clear(last)
-			copy(last, v.content[min(off, len(v.content)):])
-			if bytes.Equal(piece, last) {
-				break
-			}
-			if i+1 == len(seen) {
-				if err := mixed(piece, off, seen); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
-}
-
-// mixed fails unless each byte of piece is that of some version.
-func mixed(piece []byte, off int, seen []version) error {
-	for i, b := range piece {
-		if !slices.ContainsFunc(seen, func(v version) bool {
-			return off+i < len(v.content) && v.content[off+i] == b || off+i >= len(v.content) && b == 0
-		}) {
-			return fmt.Errorf("byte 0x%x is 0x%02x, which it was in none of the last %d versions", off+i, b, len(seen))
-		}
-	}
-	return nil
+	return crashtest.Verify(readAll(t, r, backing), seen)
 }
 
 func TestCutAtAnyWrite(t *testing.T) {
@@ -206,51 +131,22 @@ func TestCutAtAnyWrite(t *testing.T) {
 			if testing.Short() {
 				c.ops /= 4
 			}
-			base, log, seen, backing := history(t, c.shape, seed, c.ops, c.prefill)
-			rng := rand.New(rand.NewPCG(seed, 9))
+			run, backing := history(t, c.shape, seed, c.ops, c.prefill)
 			dir := t.TempDir()
 			if backing != nil {
 				if err := os.WriteFile(filepath.Join(dir, "base.raw"), backing, 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
-			durable := &memFile{base} // all that is synced before the cut
-			first := 0                // the first effect after it
-			cuts := 0
-			for cut := 0; cut <= len(log); cut++ {
-				lo, hi := 0, 0
-				for j, v := range seen {
-					if v.durable && v.at <= first {
-						lo = j
-					}
-					if hi = j; v.at >= cut {
-						break
-					}
+			cuts := crashtest.Cut(t, run, func(img []byte, seen []crashtest.Version, sample bool) error {
+				err := verify(t, c.shape, img, backing, seen)
+				if err == nil && sample {
+					qemuCheck(t, filepath.Join(dir, "cut.qcow2"), img)
 				}
-				for variant := range 4 {
-					m := &memFile{bytes.Clone(durable.b)}
-					for _, e := range log[first:cut] {
-						if variant == 0 || variant > 1 && rng.IntN(2) == 0 {
-							e.apply(m)
-						}
-					}
-					if err := verify(t, c.shape, m.b, backing, seen[lo:hi+1]); err != nil {
-						t.Fatalf("seed %d, cut %d of %d effects, variant %d: %v", seed, cut, len(log), variant, err)
-					}
-					if cuts++; cuts%97 == 0 {
-						qemuCheck(t, filepath.Join(dir, "cut.qcow2"), m.b)
-					}
-				}
-				if cut < len(log) && log[cut].kind == 's' {
-					for _, e := range log[first : cut+1] {
-						e.apply(durable)
-					}
-					first = cut + 1
-				}
-			}
-			t.Logf("%d effects, %d cuts", len(log), cuts)
+				return err
+			})
 			for _, off := range c.header {
-				if !testing.Short() && !slices.ContainsFunc(log, func(e event) bool { return e.kind == 'w' && e.off == off }) {
+				if !testing.Short() && !slices.ContainsFunc(run.Log, func(e crashtest.Event) bool { return e.Kind == crashtest.Write && e.Off == off }) {
 					t.Errorf("seed %d: no operation changed the header at %d", seed, off)
 				}
 			}
@@ -361,7 +257,7 @@ func TestEveryWriteMayFindNoSpace(t *testing.T) {
 			}
 			n := 0
 			for ; ; n++ {
-				f := &nthFails{memFile{bytes.Clone(img)}, n}
+				f := &nthFails{*inMemory(bytes.Clone(img)), n}
 				w, err := qcow2.OpenWriter(f, s.record(), backingReader(t, backing))
 				if err != nil {
 					t.Fatal(err)
@@ -385,7 +281,7 @@ func TestEveryWriteMayFindNoSpace(t *testing.T) {
 				if f.left < 0 && !errors.Is(failed, errs.NoSpace) {
 					t.Fatalf("write %d of the run failed, the caller saw %v; want %v", n, failed, errs.NoSpace)
 				}
-				if _, err := inspect.Inspect(t.Context(), bytes.NewReader(alone(f.b)), int64(len(f.b)), inspect.Limits{}); err != nil {
+				if _, err := inspect.Inspect(t.Context(), bytes.NewReader(alone(f.B)), int64(len(f.B)), inspect.Limits{}); err != nil {
 					t.Fatalf("write %d found no space (%v): %v", n, failed, err)
 				}
 				if f.left >= 0 {

@@ -17,7 +17,7 @@ func ExampleOpen() {
 		fmt.Println(err)
 		return
 	}
-	r, err := qcow2.Open(file, int64(len(file.b)), diskfmttest.Overlay(1<<30, 65536, "base_1", diskfmt.Raw))
+	r, err := qcow2.Open(file, int64(len(file.B)), diskfmttest.Overlay(1<<30, 65536, "base_1", diskfmt.Raw))
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -25,7 +25,7 @@ func ExampleOpen() {
 	e, err := r.Extent(0)
 	fmt.Println(e.Kind, e.Length, err)
 
-	_, err = qcow2.Open(file, int64(len(file.b)), diskfmttest.Overlay(1<<30, 65536, "base_2", diskfmt.Raw))
+	_, err = qcow2.Open(file, int64(len(file.B)), diskfmttest.Overlay(1<<30, 65536, "base_2", diskfmt.Raw))
 	fmt.Println(err)
 	// Output:
 	// backing 1073741824 <nil>

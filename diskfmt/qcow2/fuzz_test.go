@@ -55,7 +55,7 @@ func FuzzOpen(f *testing.F) {
 			BackingName: want.BackingName, BackingFormat: want.BackingFmt}); err != nil {
 			f.Fatal(err)
 		}
-		f.Add(m.b)
+		f.Add(m.B)
 	}
 	f.Fuzz(func(t *testing.T, img []byte) {
 		r, err := qcow2.Open(bytes.NewReader(img), int64(len(img)), recordOf(img))
@@ -106,13 +106,13 @@ func FuzzWriter(f *testing.F) {
 	if err := qcow2.Create(m, qcow2.CreateOptions{VirtualSize: 64 << 10, ClusterSize: 512}); err != nil {
 		f.Fatal(err)
 	}
-	f.Add(m.b, []byte("\x00\x01\x10\x20 \x01\x02\x10\x03\x02\x00\x02"))
+	f.Add(m.B, []byte("\x00\x01\x10\x20 \x01\x02\x10\x03\x02\x00\x02"))
 	f.Fuzz(func(t *testing.T, img, ops []byte) {
 		want := recordOf(img)
 		if want.VirtualSize > 1<<20 || want.VirtualSize <= 0 || want.BackingName != "" {
 			return
 		}
-		file := &memFile{bytes.Clone(img)}
+		file := inMemory(bytes.Clone(img))
 		w, err := qcow2.OpenWriter(file, want, nil)
 		if err != nil {
 			return
@@ -156,11 +156,11 @@ func FuzzWriter(f *testing.F) {
 		if unsound != nil {
 			return
 		}
-		if _, err := inspect.Inspect(t.Context(), file, int64(len(file.b)), inspect.Limits{}); err != nil {
+		if _, err := inspect.Inspect(t.Context(), file, int64(len(file.B)), inspect.Limits{}); err != nil {
 			t.Fatalf("the image became inconsistent: %v", err)
 		}
 		want.VirtualSize = int64(len(model))
-		r, err := qcow2.Open(file, int64(len(file.b)), want)
+		r, err := qcow2.Open(file, int64(len(file.B)), want)
 		if err != nil {
 			t.Fatalf("opening again: %v", err)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/diskfmt/diskfmttest"
+	"github.com/tarn-storage/tarn/diskfmt/internal/crashtest"
 	"github.com/tarn-storage/tarn/diskfmt/qcow2"
 	"github.com/tarn-storage/tarn/diskfmt/qcow2/inspect"
 	"github.com/tarn-storage/tarn/errs"
@@ -357,25 +358,12 @@ func TestOverlayByQEMU(t *testing.T) {
 	}
 }
 
-type memFile struct{ b []byte }
+// memFile is a container in memory.
+type memFile struct{ crashtest.File }
 
-func (m *memFile) ReadAt(p []byte, off int64) (int, error) {
-	if off >= int64(len(m.b)) {
-		return 0, io.EOF
-	}
-	n := copy(p, m.b[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
-}
+func inMemory(b []byte) *memFile { return &memFile{crashtest.File{B: b}} }
 
-func (m *memFile) WriteAt(p []byte, off int64) (int, error) {
-	if need := off + int64(len(p)); need > int64(len(m.b)) {
-		m.b = append(m.b, make([]byte, need-int64(len(m.b)))...)
-	}
-	return copy(m.b[off:], p), nil
-}
+func (m *memFile) Size() (int64, error) { return int64(len(m.B)), nil }
 
 func TestCreateWritesLittleThatQEMUAccepts(t *testing.T) {
 	for _, o := range []qcow2.CreateOptions{
@@ -404,7 +392,7 @@ func TestCreateWritesLittleThatQEMUAccepts(t *testing.T) {
 			}
 			want := diskfmttest.Overlay(o.VirtualSize, cluster, o.BackingName, o.BackingFormat)
 			want.ExtendedL2 = o.ExtendedL2
-			r, err := qcow2.Open(w, int64(len(w.b)), want)
+			r, err := qcow2.Open(w, int64(len(w.B)), want)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -418,7 +406,7 @@ func TestCreateWritesLittleThatQEMUAccepts(t *testing.T) {
 			dir := t.TempDir()
 			file := filepath.Join(dir, "new.qcow2")
 			base := bytes.Repeat([]byte("base"), 1<<19)
-			for name, b := range map[string][]byte{"base.raw": base, "new.qcow2": w.b} {
+			for name, b := range map[string][]byte{"base.raw": base, "new.qcow2": w.B} {
 				if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
 					t.Fatal(err)
 				}

@@ -18,7 +18,7 @@ func TestOpenComparesWithTheRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	good := diskfmttest.Overlay(1<<20, 65536, "base_1", diskfmt.Raw)
-	if _, err := qcow2.Open(m, int64(len(m.b)), good); err != nil {
+	if _, err := qcow2.Open(m, int64(len(m.B)), good); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -35,7 +35,7 @@ func TestOpenComparesWithTheRecord(t *testing.T) {
 	} {
 		want := good
 		c.change(&want)
-		_, err := qcow2.Open(m, int64(len(m.b)), want)
+		_, err := qcow2.Open(m, int64(len(m.B)), want)
 		if !errors.Is(err, errs.Corrupt) {
 			t.Errorf("%s: got %v, want %v", c.name, err, errs.Corrupt)
 			continue
@@ -46,7 +46,7 @@ func TestOpenComparesWithTheRecord(t *testing.T) {
 			}
 		}
 	}
-	if _, err := qcow2.Open(m, int64(len(m.b)), diskfmttest.Raw(1<<20)); !errors.Is(err, errs.Internal) {
+	if _, err := qcow2.Open(m, int64(len(m.B)), diskfmttest.Raw(1<<20)); !errors.Is(err, errs.Internal) {
 		t.Errorf("a record of a raw disk: got %v, want %v", err, errs.Internal)
 	}
 }
@@ -69,8 +69,8 @@ func TestCreateRefuses(t *testing.T) {
 		{VirtualSize: 64 << 40, ClusterSize: 512},
 	} {
 		m := &memFile{}
-		if err := qcow2.Create(m, o); !errors.Is(err, errs.Invalid) || len(m.b) != 0 {
-			t.Errorf("Create(%+v): got %v after %d bytes, want %v", o, err, len(m.b), errs.Invalid)
+		if err := qcow2.Create(m, o); !errors.Is(err, errs.Invalid) || len(m.B) != 0 {
+			t.Errorf("Create(%+v): got %v after %d bytes, want %v", o, err, len(m.B), errs.Invalid)
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/diskfmt/diskfmttest"
+	"github.com/tarn-storage/tarn/diskfmt/internal/crashtest"
 	"github.com/tarn-storage/tarn/diskfmt/qcow2"
 	"github.com/tarn-storage/tarn/diskfmt/raw"
 	"github.com/tarn-storage/tarn/errs"
@@ -29,17 +30,6 @@ func (d diskFile) Size() (int64, error) {
 		return 0, err
 	}
 	return st.Size(), nil
-}
-
-func (m *memFile) Size() (int64, error) { return int64(len(m.b)), nil }
-func (m *memFile) Sync() error          { return nil }
-func (m *memFile) Truncate(n int64) error {
-	if n <= int64(len(m.b)) {
-		m.b = m.b[:n]
-		return nil
-	}
-	m.b = append(m.b, make([]byte, n-int64(len(m.b)))...)
-	return nil
 }
 
 // shape is one kind of image that the writer tests run on.
@@ -323,7 +313,7 @@ func TestWriterRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := bytes.Clone(m.b)
+	before := bytes.Clone(m.B)
 	for _, c := range []struct{ off, n int64 }{{-1, 1}, {1 << 20, 1}, {1<<20 - 1, 2}, {1 << 62, 1}} {
 		if _, err := w.WriteAt(make([]byte, c.n), c.off); !errors.Is(err, errs.Invalid) {
 			t.Errorf("WriteAt(%d bytes, %d): got %v, want %v", c.n, c.off, err, errs.Invalid)
@@ -332,7 +322,7 @@ func TestWriterRefuses(t *testing.T) {
 			t.Errorf("Discard(%d, %d): got %v, want %v", c.off, c.n, err, errs.Invalid)
 		}
 	}
-	if err := w.Close(); err != nil || !bytes.Equal(before, m.b) {
+	if err := w.Close(); err != nil || !bytes.Equal(before, m.B) {
 		t.Errorf("a writer that wrote nothing changed the image (close: %v)", err)
 	}
 }
@@ -406,14 +396,14 @@ func TestStreamWriterTakesAnyPieces(t *testing.T) {
 			t.Fatal(err)
 		}
 		model = append(model, make([]byte, size-len(model))...)
-		r, err := qcow2.Open(m, int64(len(m.b)), diskfmttest.Qcow2(size, cluster))
+		r, err := qcow2.Open(m, int64(len(m.B)), diskfmttest.Qcow2(size, cluster))
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
 		sameBytes(t, fmt.Sprintf("seed %d, clusters of %d", seed, cluster), readAll(t, r, nil), model)
 		if seed < 8 {
 			file := filepath.Join(t.TempDir(), "s.qcow2")
-			if err := os.WriteFile(file, m.b, 0o600); err != nil {
+			if err := os.WriteFile(file, m.B, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			check(t, file)
@@ -426,7 +416,7 @@ func TestConvertRefusesWhatALayerBelowHolds(t *testing.T) {
 	if err := qcow2.Create(m, qcow2.CreateOptions{VirtualSize: 1 << 20, BackingName: "b", BackingFormat: diskfmt.Raw}); err != nil {
 		t.Fatal(err)
 	}
-	src, err := qcow2.Open(m, int64(len(m.b)), diskfmttest.Overlay(1<<20, 65536, "b", diskfmt.Raw))
+	src, err := qcow2.Open(m, int64(len(m.B)), diskfmttest.Overlay(1<<20, 65536, "b", diskfmt.Raw))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -498,7 +488,7 @@ func TestWritersAndReadersSideBySide(t *testing.T) {
 func TestFreedClustersArePunchedAndReused(t *testing.T) {
 	const size = 4 << 20
 	rec := &recorder{}
-	if err := qcow2.Create(&rec.memFile, qcow2.CreateOptions{VirtualSize: size}); err != nil {
+	if err := qcow2.Create(&rec.File, qcow2.CreateOptions{VirtualSize: size}); err != nil {
 		t.Fatal(err)
 	}
 	w, err := qcow2.OpenWriter(rec, diskfmttest.Qcow2(size, 65536), nil)
@@ -520,16 +510,16 @@ func TestFreedClustersArePunchedAndReused(t *testing.T) {
 			t.Fatal(err)
 		}
 		punched := int64(0)
-		for _, e := range rec.log {
-			if e.kind == 'p' {
-				punched += int64(len(e.data))
+		for _, e := range rec.Log {
+			if e.Kind == crashtest.Zero {
+				punched += e.Size
 			}
 		}
 		if want := int64(round+1) * size; punched != want {
 			t.Errorf("round %d: %d bytes were punched, want %d", round, punched, want)
 		}
 	}
-	if most := int64(size + 8*65536); int64(len(rec.b)) > most {
-		t.Errorf("the file has %d bytes after three rounds, want at most %d", len(rec.b), most)
+	if most := int64(size + 8*65536); int64(len(rec.B)) > most {
+		t.Errorf("the file has %d bytes after three rounds, want at most %d", len(rec.B), most)
 	}
 }

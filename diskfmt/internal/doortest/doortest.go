@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -89,6 +90,37 @@ func Contents(t testing.TB, m diskfmt.Mapper, file []byte) []byte {
 		off = mp.End()
 	}
 	return out
+}
+
+// Walk fails unless opening img tells of entries, and ends with its context.
+func Walk[S diskfmt.Mapper](t *testing.T, open Open[S], img []byte, entries int64) {
+	t.Helper()
+	told := int64(0)
+	lim := strict.Limits{Progress: func(_, total int64) { told = total }}
+	if _, _, err := open(t.Context(), bytes.NewReader(img), int64(len(img)), lim); err != nil || told != entries {
+		t.Errorf("told of %d entries, %v; want %d", told, err, entries)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := open(ctx, bytes.NewReader(img), int64(len(img)), strict.Limits{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("after cancel: got %v", err)
+	}
+}
+
+// AtOnce reads a whole disk as Contents does, several times at once.
+func AtOnce(t testing.TB, m diskfmt.Mapper, file []byte) {
+	t.Helper()
+	var wg sync.WaitGroup
+	got := make([][]byte, 8)
+	for i := range got {
+		wg.Go(func() { got[i] = Contents(t, m, file) })
+	}
+	wg.Wait()
+	for i := range got {
+		if !bytes.Equal(got[i], got[0]) {
+			t.Errorf("reader %d read other bytes than reader 0", i)
+		}
+	}
 }
 
 // Bounds fails unless m answers offsets outside the disk with errs.Invalid, and

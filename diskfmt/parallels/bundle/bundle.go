@@ -1,8 +1,9 @@
 // Package bundle reads DiskDescriptor.xml, which says what the files of a
-// Parallels disk's folder are, after QEMU's docs/interop/prl-xml.rst. It refuses
-// everything but one disk in one file of that folder: split disks, snapshots,
-// encryption, files elsewhere, and XML with parts that could make a reader work
-// or look elsewhere. It opens nothing.
+// Parallels disk's folder are, after QEMU's docs/interop/prl-xml.rst, and writes
+// those of tarn's own disks. Of others it refuses everything but one disk in one
+// file of that folder: split disks, snapshots, encryption, files elsewhere, and
+// XML with parts that could make a reader work or look elsewhere. Of its own it
+// refuses what it would not have written. It opens nothing.
 package bundle
 
 import (

@@ -1,7 +1,7 @@
 // Package inspect judges files that somebody claims to be qcow2, and reads
 // those that it found harmless. It refuses everything that is not exactly a
-// self-contained qcow2 image: it opens and returns no name that a file carries,
-// and takes no record. Only ingest may use it; volumes are opened by package
+// self-contained qcow2 image: it opens no name that a file carries, returns none
+// unless Limits ask for layers, and takes no record. Only ingest may use it; volumes are opened by package
 // qcow2. The format is that of QEMU's docs/interop/qcow2.txt.
 package inspect
 
@@ -41,10 +41,14 @@ type Limits struct {
 	Snapshots   int                     // internal snapshots; default 65536
 	Visits      uint64                  // entries of tables, looked at once per window of the file; default 1 Ti
 	Progress    func(done, total int64) // called from time to time with table entries
+
+	// Layered accepts a file that reads from another, and Report says what the
+	// header calls that: for a caller that knows what it must be.
+	Layered bool
 }
 
-// Report is what a file claims to be. It never carries a name. After an error
-// it holds what was learnt until then.
+// Report is what a file claims to be. It carries a name only where Limits say
+// Layered. After an error it holds what was learnt until then.
 type Report struct {
 	Version       int
 	VirtualSize   int64
@@ -62,6 +66,8 @@ type Report struct {
 	DataClusters       int64 // of the active disk, set by the full walk
 	CompressedClusters int64
 	LeakedClusters     int64 // counted as in use, but nothing refers to them
+
+	BackingName, BackingFormat string // with Layered, as the header says them
 }
 
 // refuse turns a Fault into errs.Unsafe with its class; io.EOF stays bare.
@@ -108,6 +114,9 @@ func header(r io.ReaderAt, size int64, lim Limits) (*layout.Header, Report, erro
 	if err := judge(h, size, lim); err != nil {
 		return nil, rep, err
 	}
+	if lim.Layered {
+		rep.BackingName, rep.BackingFormat = string(h.BackingName), string(h.BackingFormat)
+	}
 	return h, rep, h.Check(uint64(size))
 }
 
@@ -143,9 +152,9 @@ func judge(h *layout.Header, size int64, lim Limits) error {
 		return layout.Faultf(layout.ClassExternal, "the header at 0x48 says that the data is in another file")
 	case h.HasDataFile:
 		return layout.Faultf(layout.ClassExternal, "the header has an extension that names another data file")
-	case h.BackingOffset != 0:
+	case h.BackingOffset != 0 && !lim.Layered:
 		return layout.Faultf(layout.ClassExternal, "the header at 0x8 names a backing file")
-	case h.HasBackingFmt:
+	case h.HasBackingFmt && (h.BackingOffset == 0 || !lim.Layered):
 		return layout.Faultf(layout.ClassExternal, "the header has an extension that gives a backing file's format")
 	case h.Autoclear&layout.AutoDataFileRaw != 0:
 		return layout.Faultf(layout.ClassCorrupt, "the autoclear features 0x%x at 0x58 speak of a data file that is not there", h.Autoclear)

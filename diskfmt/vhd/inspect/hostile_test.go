@@ -2,11 +2,8 @@ package inspect_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
-	"errors"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -315,29 +312,9 @@ func TestConcurrentReads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var wg sync.WaitGroup
-	got := make([][]byte, 8)
-	for i := range got {
-		wg.Go(func() { got[i] = doortest.Contents(t, s, img) })
-	}
-	wg.Wait()
-	for i := range got {
-		if !bytes.Equal(got[i], got[0]) {
-			t.Errorf("reader %d read other bytes than reader 0", i)
-		}
-	}
+	doortest.AtOnce(t, s, img)
 }
 
 func TestWalkTellsAndEnds(t *testing.T) {
-	img := sound(t, vhd.Dynamic, diskSize)
-	told := int64(0)
-	lim := strict.Limits{Progress: func(_, total int64) { told = total }}
-	if _, _, err := inspect.Open(t.Context(), bytes.NewReader(img), int64(len(img)), lim); err != nil || told != 3 {
-		t.Errorf("told of %d entries, %v; want 3", told, err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, _, err := inspect.Open(ctx, bytes.NewReader(img), int64(len(img)), strict.Limits{}); !errors.Is(err, context.Canceled) {
-		t.Errorf("after cancel: got %v", err)
-	}
+	doortest.Walk(t, inspect.Open, sound(t, vhd.Dynamic, diskSize), 3)
 }

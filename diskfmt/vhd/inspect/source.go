@@ -1,7 +1,6 @@
 package inspect
 
 import (
-	"io"
 	"sync"
 
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -46,28 +45,7 @@ func (s *Source) end() uint64 {
 
 // ReadAt reads guest bytes.
 func (s *Source) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, errs.New(errs.Invalid, "vhd.read", "", "negative offset %d", off)
-	}
-	n := 0
-	for n < len(p) && off < s.Size() {
-		m, err := s.mapping(off)
-		if err != nil {
-			return n, errs.Wrap(err, "vhd.read", "")
-		}
-		dst := p[n:min(int64(len(p)), int64(n)+m.Length)]
-		if m.Kind == diskfmt.Zero {
-			clear(dst)
-		} else if err := s.im.file.Read(dst, uint64(m.HostOffset), "the data"); err != nil {
-			return n, errs.Wrap(err, "vhd.read", "")
-		}
-		n += len(dst)
-		off += int64(len(dst))
-	}
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
+	return s.im.file.ReadMapped("vhd.read", p, off, s.Size(), s.mapping)
 }
 
 // Extent returns the extent at off: Data or Zero.

@@ -3,7 +3,6 @@ package inspect
 import (
 	"context"
 	"encoding/binary"
-	"io"
 
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/diskfmt/internal/pages"
@@ -141,28 +140,7 @@ func (s *Source) Size() int64 { return int64(s.im.size) }
 
 // ReadAt reads guest bytes.
 func (s *Source) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, errs.New(errs.Invalid, "vhdx.read", "", "negative offset %d", off)
-	}
-	n := 0
-	for n < len(p) && off < s.Size() {
-		m, err := s.mapping(uint64(off))
-		if err != nil {
-			return n, errs.Wrap(err, "vhdx.read", "")
-		}
-		dst := p[n:min(int64(len(p)), int64(n)+m.Length)]
-		if m.Kind == diskfmt.Zero {
-			clear(dst)
-		} else if err := s.im.file.Read(dst, uint64(m.HostOffset), "the data"); err != nil {
-			return n, errs.Wrap(err, "vhdx.read", "")
-		}
-		n += len(dst)
-		off += int64(len(dst))
-	}
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
+	return s.im.file.ReadMapped("vhdx.read", p, off, s.Size(), s.mapping)
 }
 
 // Extent returns the extent at off: Data or Zero.
@@ -182,7 +160,7 @@ func (s *Source) run(off int64, byHost bool) (diskfmt.Mapping, error) {
 	if off < 0 || off >= s.Size() {
 		return diskfmt.Mapping{}, errs.New(errs.Invalid, "vhdx.map", "", "offset %d is outside the disk of %d bytes", off, s.im.size)
 	}
-	m, err := s.mapping(uint64(off))
+	m, err := s.mapping(off)
 	if err != nil {
 		return diskfmt.Mapping{}, errs.Wrap(err, "vhdx.map", "")
 	}
@@ -190,7 +168,7 @@ func (s *Source) run(off int64, byHost bool) (diskfmt.Mapping, error) {
 		if m.End() >= s.Size() {
 			break
 		}
-		next, err := s.mapping(uint64(m.End()))
+		next, err := s.mapping(m.End())
 		if err != nil || next.Kind != m.Kind || byHost && m.Kind == diskfmt.Data && next.HostOffset != m.HostOffset+m.Length {
 			break // whoever asks for that offset gets the error
 		}
@@ -203,10 +181,9 @@ func (s *Source) run(off int64, byHost bool) (diskfmt.Mapping, error) {
 }
 
 // mapping returns the run at off, which is inside the disk, within its block.
-func (s *Source) mapping(off uint64) (diskfmt.Mapping, error) {
-	block := off / s.im.block
-	in := off - block*s.im.block
-	m := diskfmt.Mapping{Extent: diskfmt.Extent{Offset: int64(off), Length: int64(s.im.visible(block) - in), Kind: diskfmt.Zero}}
+func (s *Source) mapping(off int64) (diskfmt.Mapping, error) {
+	block, in := uint64(off)/s.im.block, uint64(off)%s.im.block
+	m := diskfmt.Mapping{Extent: diskfmt.Extent{Offset: off, Length: int64(s.im.visible(block) - in), Kind: diskfmt.Zero}}
 	e, err := s.entry(block + block/s.im.chunk)
 	if err != nil {
 		return m, err

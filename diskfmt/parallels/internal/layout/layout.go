@@ -48,6 +48,20 @@ func Parse(b []byte) Header {
 	}
 }
 
+// Bytes encodes the header.
+func (h *Header) Bytes() []byte {
+	b := make([]byte, HeaderSize)
+	copy(b, h.Magic)
+	for off, v := range map[int]uint32{
+		16: h.Version, 20: h.Heads, 24: h.Cylinders, 28: h.Tracks, 32: h.Entries, 44: h.InUse, 48: h.DataOffset, 52: h.Flags,
+	} {
+		binary.LittleEndian.PutUint32(b[off:], v)
+	}
+	binary.LittleEndian.PutUint64(b[36:], h.Sectors)
+	binary.LittleEndian.PutUint64(b[56:], h.Extension)
+	return b
+}
+
 // Ext reports whether the BAT counts clusters.
 func (h *Header) Ext() bool { return h.Magic == MagicExt }
 
