@@ -17,8 +17,9 @@ type literal string
 // Option is one option of a program: a literal flag, with a value in a word
 // of its own or without.
 type Option struct {
-	flag  literal
-	value *Value
+	flag   literal
+	value  *Value
+	joined bool // flag and value are one word
 }
 
 // Flag is an option without a value, or with a value that is part of the
@@ -28,6 +29,10 @@ func Flag(flag literal) Option { return Option{flag: flag} }
 // OptionValue is an option that takes the next word as its value, whatever
 // byte that begins with.
 func OptionValue(flag literal, v Value) Option { return Option{flag: flag, value: &v} }
+
+// Joined is an option and its value in one word, "--flag=value": for programs
+// that look for options in every word, values too.
+func Joined(flag literal, v Value) Option { return Option{flag: flag, value: &v, joined: true} }
 
 // Value is what fills one slot of argv: exactly one word.
 type Value struct {
@@ -51,7 +56,7 @@ func File(f *os.File) Value { return Value{file: f} }
 // words renders argv and the files it names, in the order of their
 // descriptors from 3 on.
 func (c Call) words(path string) (argv []string, files []*os.File, err error) {
-	argv = append(argv, path)
+	argv, files = append(argv, path), append(files, c.Files...)
 	add := func(v Value) {
 		if v.file != nil {
 			argv = append(argv, fmt.Sprintf("/proc/self/fd/%d", 3+len(files)))
@@ -61,6 +66,11 @@ func (c Call) words(path string) (argv []string, files []*os.File, err error) {
 		argv = append(argv, v.word)
 	}
 	for _, o := range c.Options {
+		if o.joined {
+			add(*o.value)
+			argv[len(argv)-1] = string(o.flag) + "=" + argv[len(argv)-1]
+			continue
+		}
 		argv = append(argv, string(o.flag))
 		if o.value != nil {
 			add(*o.value)
@@ -70,6 +80,9 @@ func (c Call) words(path string) (argv []string, files []*os.File, err error) {
 		argv = append(argv, "--")
 	}
 	for _, v := range c.Operands {
+		if !programs[c.Program].terminator && strings.HasPrefix(v.word, "-") {
+			return nil, nil, errs.New(errs.Invalid, "tool.run", c.Program.String(), "%q would be read as an option", v.word)
+		}
 		add(v)
 	}
 	for _, w := range argv {

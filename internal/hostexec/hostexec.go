@@ -26,6 +26,16 @@ const (
 	MkfsExt4 Program = iota + 1
 	MkfsXFS
 	MkfsVFAT
+	MkfsBtrfs
+	Mount
+	Umount
+	Wipefs
+	LVM // one program of many commands: the first word says which
+	Dmsetup
+	RBD
+	Ceph
+	Rados
+	QemuStorageDaemon
 )
 
 type program struct {
@@ -38,6 +48,19 @@ var programs = map[Program]program{
 	MkfsExt4: {"mkfs.ext4", "e2fsprogs", true},
 	MkfsXFS:  {"mkfs.xfs", "xfsprogs", true},
 	MkfsVFAT: {"mkfs.vfat", "dosfstools", true},
+
+	MkfsBtrfs: {"mkfs.btrfs", "btrfs-progs", true},
+	Mount:     {"mount", "mount", true},
+	Umount:    {"umount", "mount", true},
+	Wipefs:    {"wipefs", "util-linux", true},
+
+	LVM:     {"lvm", "lvm2", true},
+	Dmsetup: {"dmsetup", "dmsetup", true},
+
+	RBD:               {"rbd", "ceph-common", false},
+	Ceph:              {"ceph", "ceph-common", false},
+	Rados:             {"rados", "ceph-common", false},
+	QemuStorageDaemon: {"qemu-storage-daemon", "qemu-system-common", false},
 }
 
 // searchPath is where programs are looked for, and PATH of what is started.
@@ -83,9 +106,14 @@ type Call struct {
 	Options  []Option
 	Operands []Value
 	CPU      time.Duration // processor time after which it is killed; 0 is no limit
+	Query    bool          // it changes nothing, so it is no effect
+	Finish   bool          // it must not be stopped half-way: the end of neither ctx nor this process ends it
+	Output   int           // bytes of each stream that are kept; 0 is MaxOutput
+	Files    []*os.File    // its descriptors from 3 on, before those that argv names
 }
 
-// Output is what a process wrote, each stream cut at MaxOutput bytes.
+// Output is what a process wrote, each stream cut at MaxOutput bytes or what its
+// Call says.
 type Output struct {
 	Stdout, Stderr string
 }
@@ -93,33 +121,65 @@ type Output struct {
 // Run starts c's program and waits for it. Standard input is /dev/null, and
 // the environment is fixed. When ctx ends first, the
 // program and all processes of its group are killed and the error's kind is
-// errs.Cancelled. A program that is missing is errs.Unavailable, one that
+// errs.Cancelled, unless c says Finish: then Run waits for it, and it goes on
+// in a session of its own when this process is killed. A program that is missing is errs.Unavailable, one that
 // reports a full file system errs.NoSpace, every other failure errs.Internal;
-// the cause of a failed run is an *Exit. The run is one effect (faults.Tool).
+// the cause of a failed run is an *Exit. The run is one effect (faults.Tool),
+// but for a Query.
 func Run(ctx context.Context, c Call) (Output, error) {
 	const op = "tool.run"
 	name := c.Program.String()
-	if err := ctx.Err(); err != nil {
-		return Output{}, errs.Wrap(err, op, name)
-	}
-	path, err := c.Program.Find()
-	if err != nil {
-		return Output{}, err
-	}
-	argv, files, err := c.words(path)
+	s, err := c.spec(ctx, op)
 	if err != nil {
 		return Output{}, err
 	}
 	var out Output
-	err = faults.Do(faults.Tool, name, func() error {
-		p, err := start(ctx, spec{path: path, argv: argv, files: files, attr: groupLeader(), cpu: c.CPU})
+	run := func() error {
+		p, err := start(ctx, s)
 		if err != nil {
 			return errs.Wrap(err, op, name)
 		}
 		out, err = p.Wait()
 		return failure(op, name, err)
-	})
+	}
+	if c.Query {
+		err = run()
+	} else {
+		err = faults.Do(faults.Tool, name, run)
+	}
 	return out, err
+}
+
+// Serve starts c's program and leaves it running until Stop, Kill, the end of
+// ctx, or the end of this process however that comes: then it is told to end
+// (SIGTERM), so that it lets go of what it holds. What it does is told to it over
+// its descriptors; the start itself is no effect.
+func Serve(ctx context.Context, c Call) (*Process, error) {
+	const op = "tool.serve"
+	s, err := c.spec(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	s.attr.Pdeathsig = syscall.SIGTERM
+	p, err := start(ctx, s)
+	return p, errs.Wrap(err, op, c.Program.String())
+}
+
+// spec is how c is started.
+func (c Call) spec(ctx context.Context, op string) (spec, error) {
+	if err := ctx.Err(); err != nil {
+		return spec{}, errs.Wrap(err, op, c.Program.String())
+	}
+	path, err := c.Program.Find()
+	if err != nil {
+		return spec{}, err
+	}
+	argv, files, err := c.words(path)
+	s := spec{path: path, argv: argv, files: files, attr: groupLeader(), cpu: c.CPU, output: c.Output, finish: c.Finish}
+	if c.Finish {
+		s.attr = &syscall.SysProcAttr{Setsid: true}
+	}
+	return s, err
 }
 
 // Exit is how a process that was started ended when it did not end well.

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -94,6 +96,22 @@ func act(behaviour string) int {
 		}
 		_, _ = held.WriteString("x")
 		_ = child.Wait()
+	case behaviour == "hold": // descriptor 3, until a signal comes
+		_, _ = os.NewFile(3, "held").WriteString("x")
+		_ = syscall.Pause()
+	case behaviour == "deaf": // the same, to all but the second
+		asked := make(chan os.Signal, 2)
+		signal.Notify(asked, syscall.SIGTERM)
+		_, _ = os.NewFile(3, "held").WriteString("x")
+		<-asked
+		<-asked
+	case behaviour == "finish": // when descriptor 4 ends, with a word to everybody
+		to, until := os.NewFile(3, "to"), os.NewFile(4, "until")
+		_, _ = to.WriteString("x")
+		_, _ = io.Copy(io.Discard, until)
+		fmt.Print("done")
+		fmt.Fprint(os.Stderr, "well")
+		_, _ = to.WriteString("finished")
 	case strings.HasPrefix(behaviour, "/proc/self/fd/"):
 		f, err := os.OpenFile(behaviour, os.O_RDWR, 0)
 		if err != nil {
@@ -169,10 +187,7 @@ func hostile(n int) []string {
 func TestValuesStayInTheirSlot(t *testing.T) {
 	dir := standIns(t)
 	values := hostile(1000)
-	all := []Program{MkfsExt4, MkfsXFS, MkfsVFAT}
-	if len(all) != len(programs) {
-		t.Fatalf("the test knows %d programs of %d", len(all), len(programs))
-	}
+	all := slices.Sorted(maps.Keys(programs))
 	for i, chunk := range slices.Collect(slices.Chunk(values, 40)) {
 		p := all[i%len(all)]
 		c := Call{Program: p, Options: []Option{Flag("-q"), OptionValue("-s", Word("size=4096")), OptionValue("-b", Uint(7))}}
@@ -181,8 +196,13 @@ func TestValuesStayInTheirSlot(t *testing.T) {
 			c.Options = append(c.Options, OptionValue("-L", Text(v)))
 			want = append(want, "-L", v)
 		}
-		want = append(want, "--")
-		for _, v := range append(slices.Clone(chunk), "end") {
+		operands := append(slices.Clone(chunk), "end")
+		if programs[p].terminator {
+			want = append(want, "--")
+		} else {
+			operands = slices.DeleteFunc(operands, func(v string) bool { return strings.HasPrefix(v, "-") })
+		}
+		for _, v := range operands {
 			c.Operands = append(c.Operands, Text(v))
 			want = append(want, v)
 		}
@@ -199,6 +219,23 @@ func TestValuesStayInTheirSlot(t *testing.T) {
 		if len(got.Stdin) != 0 || got.Dir != "/" {
 			t.Fatalf("standard input %q and directory %q, want none and /", got.Stdin, got.Dir)
 		}
+	}
+}
+
+// A program that knows no end of options gets no operand that looks like one.
+func TestOperandsAreNoOptions(t *testing.T) {
+	dir := standIns(t)
+	for p, s := range programs {
+		if s.terminator {
+			continue
+		}
+		_, err := Run(t.Context(), Call{Program: p, Operands: []Value{Text("a"), Text("-rf")}})
+		if !errors.Is(err, errs.Invalid) {
+			t.Errorf("%v: got %v, want errs.Invalid", p, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "record")); err == nil {
+		t.Error("a program was started")
 	}
 }
 
@@ -371,5 +408,10 @@ func TestEveryRunIsAnEffect(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(dir, "record")); (err == nil) != row.started {
 			t.Errorf("%s: started is %v, want %v", row.name, err == nil, row.started)
 		}
+	}
+	var none counter
+	defer faults.Install(&none)()
+	if _, err := Run(t.Context(), Call{Program: MkfsVFAT, Query: true}); err != nil || len(none.effects) != 0 {
+		t.Errorf("a query: %v, effects %v, want none", err, none.effects)
 	}
 }

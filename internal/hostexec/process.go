@@ -3,6 +3,7 @@ package hostexec
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -42,9 +43,12 @@ type spec struct {
 	files []*os.File
 	attr  *syscall.SysProcAttr
 	cpu   time.Duration
+
+	output int  // bytes to keep of each stream; 0 is MaxOutput
+	finish bool // ctx does not end it, and it writes to what outlives this process
 }
 
-// groupLeader returns the attributes every process gets: a group of its own,
+// groupLeader returns the attributes of every process that may be stopped: a group of its own,
 // which is killed as a whole, and death with the thread that started it.
 func groupLeader() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -54,10 +58,20 @@ func groupLeader() *syscall.SysProcAttr {
 // process does: Pdeathsig is sent when the starting thread ends, not when the
 // starting process does.
 func start(ctx context.Context, s spec) (*Process, error) {
-	var stdout, stderr head
+	if s.finish {
+		ctx = context.WithoutCancel(ctx)
+	}
+	stdout, stderr := head{limit: s.output}, head{limit: s.output}
 	cmd := exec.CommandContext(ctx, s.path)
 	cmd.Args, cmd.Env, cmd.ExtraFiles, cmd.SysProcAttr = s.argv, environment(), s.files, s.attr
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	written := func() {}
+	if s.finish {
+		var err error
+		if written, err = lasting(cmd, &stdout, &stderr); err != nil {
+			return nil, err
+		}
+	}
 	cmd.Dir = "/"
 	cmd.WaitDelay = drainTimeout
 	cmd.Cancel = func() error { return killGroup(cmd.Process.Pid) }
@@ -72,9 +86,11 @@ func start(ctx context.Context, s spec) (*Process, error) {
 		}
 		started <- err
 		if err != nil {
+			written()
 			return
 		}
 		err = cmd.Wait()
+		written()
 		p.out = Output{Stdout: stdout.String(), Stderr: stderr.String()}
 		p.err = ended(ctx, cmd, err, p.out.Stderr)
 		close(p.done)
@@ -83,6 +99,29 @@ func start(ctx context.Context, s spec) (*Process, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// lasting gives cmd files in memory to write to: a pipe that nobody reads any
+// more would end it. written reads them and lets go of them.
+func lasting(cmd *exec.Cmd, stdout, stderr *head) (written func(), err error) {
+	var files [2]*os.File
+	for i := range files {
+		fd, err := unix.MemfdCreate("output", unix.MFD_CLOEXEC)
+		if err != nil {
+			if i > 0 {
+				files[0].Close()
+			}
+			return nil, os.NewSyscallError("memfd_create", err)
+		}
+		files[i] = os.NewFile(uintptr(fd), "output")
+	}
+	cmd.Stdout, cmd.Stderr = files[0], files[1]
+	return func() {
+		for i, to := range []*head{stdout, stderr} {
+			_, _ = io.Copy(to, io.NewSectionReader(files[i], 0, to.room()))
+			files[i].Close()
+		}
+	}, nil
 }
 
 // ended turns the result of exec's Wait into nil, the context's error or an
@@ -111,6 +150,33 @@ func (p *Process) Wait() (Output, error) {
 	<-p.done
 	return p.out, p.err
 }
+
+// again is how often a process is asked to end: a daemon that looks whether it was
+// asked and then sleeps can miss a signal in between.
+const again = 500 * time.Millisecond
+
+// Stop asks the process to end (SIGTERM) until it has, and kills it when it has
+// not after grace.
+func (p *Process) Stop(grace time.Duration) {
+	late, ask := time.NewTimer(grace), time.NewTicker(again)
+	defer late.Stop()
+	defer ask.Stop()
+	for {
+		_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+		select {
+		case <-p.done:
+			return
+		case <-late.C:
+			_ = p.Kill()
+			<-p.done
+			return
+		case <-ask.C:
+		}
+	}
+}
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Kill ends the process and its group. Killing one that ended is not an
 // error.
@@ -147,14 +213,24 @@ func killGroup(pid int) error {
 	return nil
 }
 
-// head keeps the first MaxOutput bytes written to it.
-type head struct{ strings.Builder }
+// head keeps the first bytes written to it, as many as its limit says.
+type head struct {
+	strings.Builder
+	limit int // 0 is MaxOutput
+}
 
 func (h *head) Write(b []byte) (int, error) {
-	if room := MaxOutput - h.Len(); room > 0 {
-		h.Builder.Write(b[:min(room, len(b))])
-	}
+	h.Builder.Write(b[:min(h.room(), int64(len(b)))])
 	return len(b), nil
+}
+
+// room is how many more bytes it keeps.
+func (h *head) room() int64 {
+	limit := h.limit
+	if limit == 0 {
+		limit = MaxOutput
+	}
+	return int64(limit - h.Len())
 }
 
 // lastLines makes one printable line of the end of a tool's message.
