@@ -155,17 +155,16 @@ const shareStep = 64 << 20
 // sharing returns a function that shares extents of src with dst, or nil where
 // they are not both files.
 func sharing(dst Target, src Source) func(off, n int64) error {
-	type descriptor interface{ Descriptor() *os.File }
-	d, ok := dst.(descriptor)
-	s, ok2 := src.(descriptor)
+	type sharer interface{ extents() *os.File }
+	d, ok := dst.(sharer)
+	s, ok2 := src.(sharer)
 	if !ok || !ok2 {
 		return nil
 	}
 	return func(off, n int64) error {
-		r := unix.FileCloneRange{Src_fd: int64(s.Descriptor().Fd()), Src_offset: uint64(off), Src_length: uint64(n), Dest_offset: uint64(off)}
-		name := "share " + d.Descriptor().Name()
-		return faults.Do(faults.Ioctl, name, func() error {
-			return unix.IoctlFileCloneRange(int(d.Descriptor().Fd()), &r)
+		r := unix.FileCloneRange{Src_fd: int64(s.extents().Fd()), Src_offset: uint64(off), Src_length: uint64(n), Dest_offset: uint64(off)}
+		return faults.Do(faults.Ioctl, "share "+d.extents().Name(), func() error {
+			return unix.IoctlFileCloneRange(int(d.extents().Fd()), &r)
 		})
 	}
 }

@@ -43,6 +43,10 @@ func NewFile(f *os.File) (*File, error) {
 // kernel or to a confined process. It stays d's.
 func (d *File) Descriptor() *os.File { return d.f }
 
+// extents returns the file whose extents Copy may share. What wraps a File
+// without embedding it has none, even if it passes the descriptor on.
+func (d *File) extents() *os.File { return d.f }
+
 // Size returns the container's current size in bytes.
 func (d *File) Size() int64 { return d.size.Load() }
 

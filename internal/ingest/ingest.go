@@ -55,6 +55,9 @@ type Claim struct {
 	SHA256         string // of the bytes as delivered, hex; "" claims nothing
 	Promised       bool   // the caller itself holds the bytes as delivered against something
 	MaxVirtualSize int64  // 0 means DefaultMaxVirtualSize
+	// Adopt says that the source is to be a volume as it is. What volumes do not
+	// have is refused; a qcow2 file may read from another, as Header says.
+	Adopt bool
 	// MaxUnannounced bounds what comes in turn and does not announce its size, a
 	// stream or what a packed source holds, and the data that such content may
 	// have, in bytes: what the caller can reserve. 0 means MaxVirtualSize.
@@ -98,6 +101,18 @@ type Header struct {
 	Features    []string       `json:"features"`
 	MaxData     int64          `json:"max_data"`  // a conversion writes at most so many bytes
 	MaxSpool    int64          `json:"max_spool"` // and so many into a spool; 0: it needs none
+
+	// Of what is to be adopted as qcow2.
+	Version     int      `json:"version,omitempty"` // 2 or 3
+	ClusterSize int64    `json:"cluster_size,omitempty"`
+	Backing     *Backing `json:"backing,omitempty"`
+}
+
+// Backing is what a qcow2 header says of the file that the image reads from. Both
+// are somebody's words: they are compared, never opened.
+type Backing struct {
+	Name   string `json:"name"`
+	Format string `json:"format"`
 }
 
 // Result is what a conversion found.

@@ -39,7 +39,8 @@ type judge struct {
 	MaxData     int64  `json:"max_data"` // of what does not announce its size
 	Threads     int    `json:"threads"`
 	Described   bool   `json:"described,omitempty"` // a description comes with the message
-	Held        bool   `json:"held,omitempty"`      // the daemon learns of it when the file is written, or it is read once
+	Adopt       bool   `json:"adopt,omitempty"`
+	Held        bool   `json:"held,omitempty"` // the daemon learns of it when the file is written, or it is read once
 }
 
 // convert is the second request. Output comes with the message unless Dry; the
@@ -84,6 +85,7 @@ const (
 	maxClassLength   = 32
 	maxFeatures      = 32
 	maxFeatureLength = 64
+	maxBacking       = 1023 // as qcow2 itself
 )
 
 // failureOf packs an error. Texts that quote an image may hold anything; they

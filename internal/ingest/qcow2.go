@@ -20,15 +20,43 @@ const maxHeader = 2 << 20
 // openQcow2 judges size bytes of r, header and tables, and returns a reader of
 // the guest's bytes.
 func (im *intake) openQcow2(ctx context.Context, r io.ReaderAt, size int64) (*inspect.Source, Header, error) {
-	src, rep, err := inspect.Open(ctx, r, size, inspect.Limits{VirtualSize: im.MaxVirtual, Progress: func(int64, int64) {
+	src, rep, err := inspect.Open(ctx, r, size, inspect.Limits{VirtualSize: im.MaxVirtual, Layered: im.Adopt, Progress: func(int64, int64) {
 		im.count.walked.Add(1)
 	}})
 	if err != nil {
 		return nil, Header{}, im.hinted(err)
 	}
 	h := qcow2Header(rep)
+	if im.Adopt {
+		if err := adoptable(rep, &h); err != nil {
+			return nil, Header{}, err
+		}
+	}
 	h.MaxData, err = im.dataBytes(ctx, src, stored{(rep.DataClusters + rep.CompressedClusters) * rep.ClusterSize, rep.ClusterSize})
 	return src, h, im.hinted(err)
+}
+
+// adoptable refuses what the volumes of tarn do not have, because their readers
+// and writers would not know it, and says in h what they have to know.
+func adoptable(rep inspect.Report, h *Header) error {
+	for _, f := range []struct {
+		there      bool
+		what, hint string
+	}{
+		{rep.ExtendedL2, "extended L2 entries", "qemu-img convert -O qcow2 writes it without them"},
+		{rep.LazyRefcounts, "lazy refcounts", "qemu-img amend -f qcow2 -o lazy_refcounts=off FILE"},
+		{rep.Snapshots > 0, "internal snapshots", "delete them: qemu-img snapshot -d NAME FILE"},
+		{rep.Bitmaps > 0, "persistent bitmaps", "remove them: qemu-img bitmap --remove FILE NAME"},
+	} {
+		if f.there {
+			return strict.Refuse(strict.Feature, "the image has %s, which volumes of tarn do not have", f.what).WithHint("%s", f.hint)
+		}
+	}
+	h.Version, h.ClusterSize = rep.Version, rep.ClusterSize
+	if rep.Backing {
+		h.Backing = &Backing{rep.BackingName, rep.BackingFormat}
+	}
+	return nil
 }
 
 // judgeQcow2 judges the header alone, of a file that begins with head.

@@ -62,7 +62,7 @@ func (s *Session) open(ctx context.Context, src Source) error {
 	if err := s.claim.check(); err != nil {
 		return err
 	}
-	j := judge{Format: s.claim.Format, Compression: s.claim.Compression, Size: src.Size, MaxVirtual: s.claim.MaxVirtualSize, MaxData: s.claim.MaxUnannounced, Threads: s.cfg.Threads}
+	j := judge{Format: s.claim.Format, Compression: s.claim.Compression, Size: src.Size, MaxVirtual: s.claim.MaxVirtualSize, MaxData: s.claim.MaxUnannounced, Threads: s.cfg.Threads, Adopt: s.claim.Adopt}
 	if j.Threads <= 0 {
 		j.Threads = runtime.GOMAXPROCS(0)
 	}
@@ -436,7 +436,9 @@ func (s *Session) checkHeader(h Header, j judge) error {
 		h.VirtualSize > s.claim.MaxVirtualSize,
 		(h.VirtualSize < 0 || h.MaxSpool > 0) && !j.Stream && j.Compression == "",
 		h.MaxData < 0, h.MaxSpool < 0,
-		len(h.Features) > maxFeatures:
+		len(h.Features) > maxFeatures,
+		!s.claim.Adopt && (h.Backing != nil || h.ClusterSize != 0),
+		h.ClusterSize < 0 || h.Backing != nil && len(h.Backing.Name)+len(h.Backing.Format) > maxBacking:
 		return s.nonsense("its verdict contradicts the claim")
 	}
 	for i, f := range h.Features {

@@ -282,15 +282,22 @@ func (r *Runner[T]) backward(t *task) error {
 }
 
 // undo undoes step i, trying again after a pause as often as UndoAttempts
-// allows; then the operation asks for an operator. With the last step the
-// operation ends.
+// allows; then the operation asks for an operator. Attempts that meet silence do
+// not count, see Await. With the last step the operation ends.
 func (r *Runner[T]) undo(t *task, i int, last bool) error {
-	for {
+	for silent := 0; ; {
 		err := r.undoOnce(t, i, last)
 		if err == nil || isHalted(err) {
 			return err
 		}
 		r.o.Log.Error("undo failed", "operation", t.id, "step", i+1, "error", err)
+		if r.o.Await != nil && r.o.Await(t.life, err) {
+			if err := r.pause(silent); err != nil {
+				return err
+			}
+			silent++
+			continue
+		}
 		op := t.snapshot(r.o.Clock())
 		attempts := op.Attempts + 1
 		count := func(op *Operation) error {

@@ -35,6 +35,11 @@ type Options[T any] struct {
 	// restarts, before the operation asks for an operator (5).
 	UndoAttempts int
 
+	// Await, when set, is told why an undo failed. It reports whether that is the
+	// silence of what the undo works on, after waiting until that may answer
+	// again, ctx ends, or it knows no better. Such attempts are not counted.
+	Await func(ctx context.Context, err error) bool
+
 	// OnFinal, when set, runs in every transaction that changes the state of an
 	// existing row, before the row is written; op carries the new state. The
 	// insertion itself is the intent's affair.

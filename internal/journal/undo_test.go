@@ -152,6 +152,59 @@ func TestUndoAsksForAnOperator(t *testing.T) {
 	})
 }
 
+// TestUndoWaitsForWhatIsSilent: attempts that meet silence are not counted, those
+// before and after it are, and a daemon that stops meanwhile goes on later.
+func TestUndoWaitsForWhatIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rows := newFiles(t)
+		errHushed := errors.New("hush")
+		start := time.Now()
+		tries, awaited := 0, 0
+		fresh := func() *bench {
+			b := newBench(t, rows)
+			b.o.Await = func(ctx context.Context, err error) bool {
+				if !errors.Is(err, errHushed) {
+					return false
+				}
+				awaited++
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Hour - time.Since(start)):
+				}
+				return true
+			}
+			b.Runner = journal.NewRunner(rows, b.o)
+			b.a.undo = func(context.Context, *journal.Call) error {
+				switch tries++; {
+				case tries == 1:
+					return errors.New("not yet")
+				case tries <= 13 || time.Since(start) < time.Hour:
+					return errs.New(errs.Unavailable, "volume.delete", "v", "%w", errHushed)
+				}
+				return nil
+			}
+			b.b.act = func(context.Context, *journal.Call) error { return errors.New("no") }
+			return b
+		}
+		b := fresh()
+		id := b.submit(t, "a", "b")
+		time.Sleep(30 * time.Minute)
+		synctest.Wait()
+		expect(t, "attempts while it is silent", rows.content(t).Operations[0].Attempts, 1)
+		b.close(t)
+
+		b = fresh()
+		if err := b.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		op := b.wait(t, id)
+		expect(t, "state", op.State, journal.Failed)
+		if awaited < 12 {
+			t.Errorf("silence was met %d times, want at least 12", awaited)
+		}
+	})
+}
+
 func TestUndoSucceedsLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, newFiles(t))

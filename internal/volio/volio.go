@@ -60,6 +60,10 @@ func Open(layers []Layer) (*Volume, error) {
 	return v, nil
 }
 
+// Over makes a Volume of layers that are open already, the top first: for
+// containers that are chains of their own.
+func Over(layers ...diskfmt.Reader) *Volume { return &Volume{layers} }
+
 // reader opens the one layer l.
 func reader(l Layer) (diskfmt.Reader, error) {
 	switch l.Recorded.Format {

@@ -17,6 +17,11 @@ type Options struct {
 	// recovery is crashed (4); they are spread over it and move with n. With
 	// TARN_SLOW=1 it is crashed at every one.
 	RecoveryPoints int
+	// Every has Exhaust crash at every so manyth effect only, before or after it
+	// in turn, where each history takes long (1). It is odd.
+	Every int
+	// First is the first effect that Exhaust crashes at (0).
+	First int
 	// Kinds limits Errors to effects of these kinds (all).
 	Kinds []faults.Kind
 }
@@ -41,11 +46,13 @@ func Exhaust[W any](t *testing.T, o Options, setup func(t *testing.T) W, run, re
 	sides := func(int) []Side { return []Side{Before, After} }
 	if testing.Short() {
 		o.RecoveryPoints = 1
+	}
+	if testing.Short() || o.Every > 1 {
 		sides = func(n int) []Side { return []Side{[]Side{Before, After}[n%2]} }
 	}
 	x := exhaust[W]{o, setup, run, recover, check}
 	histories := 0
-	for n := 0; ; n += stride() {
+	for n := o.First; ; n += max(o.Every, stride()) {
 		done := true
 		for _, side := range sides(n) {
 			completed := false
