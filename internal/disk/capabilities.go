@@ -12,6 +12,18 @@ const (
 	CloneNative  CloneKind = "native"  // O(1) whatever the base
 )
 
+// SnapshotKind says how a point in time of a volume is kept.
+type SnapshotKind string
+
+// The kinds of snapshot.
+const (
+	SnapshotNone    SnapshotKind = "none"
+	SnapshotReflink SnapshotKind = "reflink" // a file that shares extents
+	SnapshotCOW     SnapshotKind = "cow"     // an area of its own, that can overflow
+	SnapshotNative  SnapshotKind = "native"  // O(1), shares blocks
+	SnapshotChain   SnapshotKind = "chain"   // a layer of files
+)
+
 // Capabilities are what a driver declares of its technology. The conformance
 // suite checks each claim, plans are made from them, and the documentation's
 // table is generated from them. No caller compares a driver's name.
@@ -20,10 +32,16 @@ type Capabilities struct {
 	Clone       CloneKind
 	Shrink      bool
 	LiveGrow    bool
+	Grows       bool // containers of size 0 are possible and grow as they are written
+	Thick       bool // a volume takes all of its space when it is made
+	HeldBases   bool // a base that has clones cannot be deleted
+	PlainNames  bool // names have letters, digits and "._-" of ASCII only, and no dash first
 	HolesKnown  bool
-	Snapshot    string // "none" until declared otherwise
-	SizeUnit    int64  // sizes are rounded up to it, bytes
-	MaxName     int    // bytes
+	Snapshot    SnapshotKind
+	GrowFrozen  bool  // a volume that has snapshots can grow
+	SizeUnit    int64 // of every container's size, bytes: callers round up
+	MaxName     int   // bytes
+	MaxVolumes  int   // in one pool; 0: nothing but space bounds them
 	Description string
 }
 

@@ -21,6 +21,7 @@ type (
 	DiskID      string
 	InstanceID  string
 	OperationID string
+	SnapshotID  string
 )
 
 // Host is a machine that runs tarnd.
@@ -86,6 +87,27 @@ type Owner struct {
 	GID int `json:"gid"`
 }
 
+// PoolSource is the storage behind a pool in the words of its technology, which says
+// which of them it takes. The zero PoolSource is that of a pool whose path is the
+// storage itself.
+type PoolSource struct {
+	Device     string `json:"device,omitempty"`      // fs: the block device
+	FileSystem string `json:"file_system,omitempty"` // fs: what building makes, "ext4", "xfs" or "btrfs"
+	Host       string `json:"host,omitempty"`        // netfs: the server
+	Export     string `json:"export,omitempty"`      // netfs: what it exports
+
+	CopyOnWrite string `json:"copy_on_write,omitempty"` // dir on btrfs: "off" has volumes written in place
+
+	VolumeGroup string `json:"vg,omitempty"`        // logical, lvmthin
+	ThinPool    string `json:"thin_pool,omitempty"` // lvmthin
+	Wipe        string `json:"wipe,omitempty"`      // logical: "zero" has what is deleted overwritten
+
+	CephPool   string `json:"rbd_pool,omitempty"`        // rbd: the Ceph pool
+	CephConf   string `json:"ceph_conf,omitempty"`       // rbd: the cluster's configuration, a path
+	CephUser   string `json:"rbd_user,omitempty"`        // rbd: without "client."
+	SecretFile string `json:"rbd_secret_file,omitempty"` // rbd: a path to the user's key, never the key
+}
+
 // Pool is storage set aside by an administrator, served by one driver.
 type Pool struct {
 	ID           PoolID           `json:"id"`
@@ -94,6 +116,7 @@ type Pool struct {
 	HostID       HostID           `json:"host_id,omitempty"` // empty: shared by hosts
 	State        PoolState        `json:"state"`
 	Path         string           `json:"path,omitempty"`
+	Source       PoolSource       `json:"source,omitzero"`
 	Owner        Owner            `json:"owner"`
 	Identity     string           `json:"identity"` // of the storage itself, from the driver
 	DomainID     DomainID         `json:"domain_id"`
@@ -126,8 +149,18 @@ type Image struct {
 	Content      string         `json:"content"`       // b3-4m:HEX
 	Generation   int64          `json:"generation"`    // rises with every change: the newest description has the highest
 	Proof        *Proof         `json:"proof,omitempty"`
+	Source       *ImageSource   `json:"source,omitempty"`
 	CreatedAt    time.Time      `json:"created_at"`
 	UpdatedAt    time.Time      `json:"updated_at"`
+}
+
+// ImageSource is where an image's bytes came from, as far as that says how to get
+// them again. It holds no secret: a URL with a user or a query is not kept.
+type ImageSource struct {
+	URL         string `json:"url,omitempty"`   // https or glance: they can be fetched again
+	Cloud       string `json:"cloud,omitempty"` // whose credentials Glance is asked with, by name
+	Name        string `json:"name,omitempty"`  // what the caller called the bytes that came with the call: for people, never opened
+	Compression string `json:"compression,omitempty"`
 }
 
 // Proof is what an image's bytes, as delivered, were held against when it was
@@ -193,6 +226,8 @@ type Volume struct {
 	Content       string         `json:"content,omitempty"`      // bases: b3-4m:HEX
 	ContentSize   int64          `json:"content_size,omitempty"` // bases: bytes that Content covers, before rounding
 	Extents       int64          `json:"extents,omitempty"`      // bases: data extents counted at import
+	Pinned        bool           `json:"pinned,omitempty"`       // bases: age does not remove it
+	Adopted       bool           `json:"adopted,omitempty"`      // tarn did not make it: a base is no image's copy then
 	Committed     int64          `json:"committed"`              // space it may come to need (I11)
 	Writing       int64          `json:"writing,omitempty"`      // bytes its making will still write (I11 b)
 	Allocated     int64          `json:"allocated"`              // measured, information only

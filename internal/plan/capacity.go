@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"fmt"
+
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
 )
@@ -28,6 +30,23 @@ func Available(d disk.Domain, s Space) int64 { return max(0, Promisable(d, s)-s.
 // when others took what was reserved.
 func Promisable(d disk.Domain, s Space) int64 {
 	return (s.Capacity-s.Foreign)/1000*d.Overcommit + (s.Capacity-s.Foreign)%1000*d.Overcommit/1000 - d.Reserve.Of(s.Capacity)
+}
+
+// leastFree is what anything new needs, in bytes, for records and metadata.
+const leastFree = 1 << 20
+
+// Full says, with the numbers, why domain d can take on nothing at all, whatever
+// is running in it; "" if it can.
+func Full(d disk.Domain, s Space) string {
+	reserve := d.Reserve.Of(s.Capacity)
+	switch {
+	case s.Free <= reserve || s.Free < leastFree:
+		return fmt.Sprintf("%s of %s are free, the reserve is %s", disk.FormatSize(s.Free), disk.FormatSize(s.Capacity), disk.FormatSize(reserve))
+	case Available(d, s) == 0:
+		return fmt.Sprintf("all that may be promised of %s is (%s committed, %s used by others, %s reserved, overcommit %.2f)",
+			disk.FormatSize(s.Capacity), disk.FormatSize(s.Committed), disk.FormatSize(s.Foreign), disk.FormatSize(reserve), float64(d.Overcommit)/1000)
+	}
+	return ""
 }
 
 // Admit decides whether domain d can take on n (invariant I11): the sum of

@@ -20,6 +20,7 @@ type conn struct {
 	positional bool
 	stmts      map[string]*statement
 	fatal      error // an error after which the transaction cannot be trusted
+	emitted    int   // events
 }
 
 // statement is a prepared statement with room for the values of one execution.

@@ -3,10 +3,12 @@ package store
 import (
 	"context"
 	"database/sql/driver"
+	"fmt"
 	"time"
 )
 
-// keptEvents is how many events are kept; they are pruned pruneEvery at a time.
+// keptEvents is how many events are kept; the first event of a connection and
+// every so many behind it prune them.
 const (
 	keptEvents = 100_000
 	pruneEvery = 1_000
@@ -26,19 +28,18 @@ type Event struct {
 
 // Emit adds an event, whose ID it ignores. Followers see it after the commit.
 func (tx *Tx) Emit(ctx context.Context, e Event) error {
-	if err := tx.writes(ctx); err != nil {
-		return err
-	}
-	var id int64
-	_, err := tx.row(ctx, `INSERT INTO events (at, type, subject_type, subject_id, subject_name, operation_id)
-		VALUES ($1, $2, $3, $4, $5, $6) RETURNING id`,
-		[]any{e.Time.UnixMicro(), e.Type, e.SubjectType, e.SubjectID, e.SubjectName, e.OperationID}, &id)
+	_, err := tx.exec(ctx, `INSERT INTO events (at, type, subject_type, subject_id, subject_name, operation_id)
+		VALUES ($1, $2, $3, $4, $5, $6)`, e.Time.UnixMicro(), e.Type, e.SubjectType, e.SubjectID, e.SubjectName, e.OperationID)
 	if err != nil {
 		return tx.failed("event.emit", e.Type, err)
 	}
 	tx.events = true
-	if id%pruneEvery == 0 {
-		_, err = tx.trimEvents(ctx, id-keptEvents)
+	if tx.conn.emitted++; tx.conn.emitted%pruneEvery != 1 {
+		return nil
+	}
+	_, newest, err := tx.EventBounds(ctx)
+	if err == nil {
+		_, err = tx.trimEvents(ctx, newest-keptEvents)
 	}
 	return err
 }
@@ -53,8 +54,26 @@ func (tx *Tx) Events(ctx context.Context, after int64, limit int) ([]Event, erro
 		text += " LIMIT $2"
 		args = append(args, int64(limit))
 	}
-	var list []Event
-	err := tx.query(ctx, text, args, func(row []driver.Value) error {
+	return tx.listEvents(ctx, text, args)
+}
+
+// EventsOf is Events, all of them, of the given types.
+func (tx *Tx) EventsOf(ctx context.Context, after int64, types ...string) ([]Event, error) {
+	text := `SELECT id, at, type, subject_type, subject_id, subject_name, operation_id
+		FROM events WHERE id > $1 AND type IN (`
+	args := []any{after}
+	for i, t := range types {
+		if i > 0 {
+			text += ", "
+		}
+		text += fmt.Sprintf("$%d", i+2)
+		args = append(args, t)
+	}
+	return tx.listEvents(ctx, text+") ORDER BY id", args)
+}
+
+func (tx *Tx) listEvents(ctx context.Context, text string, args []any) (list []Event, err error) {
+	err = tx.query(ctx, text, args, func(row []driver.Value) error {
 		var e Event
 		err := scan(row, &e.ID, stampCodec{&e.Time}, &e.Type, &e.SubjectType, &e.SubjectID, &e.SubjectName, &e.OperationID)
 		list = append(list, e)

@@ -30,7 +30,7 @@ var (
 			optional("host_id", &r.HostID), text("state", &r.State), text("path", &r.Path),
 			number("owner_uid", &r.Owner.UID), number("owner_gid", &r.Owner.GID),
 			text("identity", &r.Identity), text("domain_id", &r.DomainID), text("disk_format", &r.DiskFormat),
-			document("image_formats", &r.ImageFormats),
+			document("image_formats", &r.ImageFormats), document("source", &r.Source),
 			stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),
 		}
 	}, reference{"volume", "volumes", "pool_id"})
@@ -40,7 +40,7 @@ var (
 			text("id", &r.ID), text("name", &r.Name), text("state", &r.State), text("format", &r.Format),
 			number("virtual_size", &r.VirtualSize), number("min_disk", &r.MinDisk),
 			text("source_sha256", &r.SourceSHA256), text("content", &r.Content), number("generation", &r.Generation),
-			document("proof", &r.Proof), stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),
+			document("proof", &r.Proof), document("source", &r.Source), stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),
 		}
 	})
 
@@ -53,7 +53,7 @@ var (
 			backing("backing_name", &r.Backing, func(b *disk.Backing) *string { return &b.Name }),
 			backing("backing_format", &r.Backing, func(b *disk.Backing) *diskfmt.Format { return &b.Format }),
 			backing("backing_content", &r.Backing, func(b *disk.Backing) *string { return &b.Content }),
-			text("content", &r.Content), number("content_size", &r.ContentSize), number("extents", &r.Extents),
+			text("content", &r.Content), number("content_size", &r.ContentSize), number("extents", &r.Extents), flag("pinned", &r.Pinned), flag("adopted", &r.Adopted),
 			number("committed", &r.Committed), number("writing", &r.Writing), number("allocated", &r.Allocated), text("backend_id", &r.BackendID),
 			number("generation", &r.Generation), text("created_by", &r.CreatedBy),
 			stamp("created_at", &r.CreatedAt), stamp("updated_at", &r.UpdatedAt),

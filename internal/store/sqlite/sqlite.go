@@ -101,7 +101,11 @@ func engine(path string) (store.Engine, error) {
 func open(path string, pragmas ...string) (sqldriver.Connector, error) {
 	pragmas = append(pragmas, "busy_timeout(10000)", "journal_mode(wal)", "wal_autocheckpoint(4000)", "synchronous(full)", "foreign_keys(on)",
 		"cache_size(-8192)", "temp_store(memory)", "journal_size_limit(67108864)")
-	return driver.NewConnector(dsn(path, url.Values{"_pragma": pragmas}))
+	vfs, err := logVFS()
+	if err != nil {
+		return nil, err
+	}
+	return driver.NewConnector(dsn(path, url.Values{"_pragma": pragmas, "vfs": {vfs}}))
 }
 
 func dsn(path string, q url.Values) string {

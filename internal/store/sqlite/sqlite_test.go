@@ -106,7 +106,11 @@ func TestOlderSchemaIsMigrated(t *testing.T) {
 	s := open(t, sqlite.Options{Dir: dir})
 	image := disk.Image{ID: "i", Name: "debian", State: disk.ImageReady, Format: "raw", VirtualSize: 4096}
 	newest := s.SchemaVersion()
-	err := s.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error { return tx.Images.Insert(ctx, image) })
+	pool := disk.Pool{ID: "p", Name: "main", Driver: "dir", State: disk.PoolActive, DomainID: "d", DiskFormat: disk.FormatAuto}
+	err := s.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error {
+		return errors.Join(tx.Images.Insert(ctx, image), tx.Domains.Insert(ctx, disk.Domain{ID: "d", Identity: "fs:d"}), tx.Pools.Insert(ctx, pool),
+			tx.Volumes.Insert(ctx, disk.Volume{ID: "b", PoolID: "p", Name: "base", Kind: disk.KindBase, State: disk.VolumeReady, Format: "raw"}))
+	})
 	if err := errors.Join(err, s.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +118,10 @@ func TestOlderSchemaIsMigrated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, undo := range []string{"pools DROP COLUMN image_formats", "images DROP COLUMN proof", "images DROP COLUMN generation", "instances DROP COLUMN generation"} {
+	if _, err := db.Exec("DROP INDEX volumes_base; CREATE UNIQUE INDEX volumes_base ON volumes (pool_id, content, format) WHERE kind = 'base' AND content <> ''"); err != nil {
+		t.Fatal(err)
+	}
+	for _, undo := range []string{"volumes DROP COLUMN adopted", "volumes DROP COLUMN pinned", "images DROP COLUMN source", "pools DROP COLUMN source", "pools DROP COLUMN image_formats", "images DROP COLUMN proof", "images DROP COLUMN generation", "instances DROP COLUMN generation"} {
 		if _, err := db.Exec("ALTER TABLE " + undo); err != nil {
 			t.Fatalf("%s: %v", undo, err)
 		}
@@ -129,8 +136,14 @@ func TestOlderSchemaIsMigrated(t *testing.T) {
 		s := open(t, sqlite.Options{Dir: dir})
 		err := s.View(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 			got, err := tx.Images.Get(ctx, "i")
-			if err == nil && (got.Name != image.Name || got.VirtualSize != image.VirtualSize || got.Generation != 0 || got.Proof != nil) {
+			if err == nil && (got.Name != image.Name || got.VirtualSize != image.VirtualSize || got.Generation != 0 || got.Proof != nil || got.Source != nil) {
 				t.Errorf("the image is %+v, want %+v", got, image)
+			}
+			if p, perr := tx.Pools.Get(ctx, "p"); perr != nil || p.Source != (disk.PoolSource{}) {
+				t.Errorf("the pool is %+v, %v, want one without a source", p, perr)
+			}
+			if v, verr := tx.Volumes.Get(ctx, "b"); verr != nil || v.Name != "base" || v.Pinned || v.Adopted {
+				t.Errorf("the base is %+v, %v, want one that is not pinned nor adopted", v, verr)
 			}
 			return err
 		})

@@ -202,8 +202,8 @@ func testTransactionRules(t *testing.T, place Place) {
 	if got := countHosts(t, s); got != 1 {
 		t.Errorf("hosts: got %d, want 1", got)
 	}
-	if got := s.SchemaVersion(); got != 3 {
-		t.Errorf("schema version: got %d, want 3", got)
+	if got := s.SchemaVersion(); got != 6 {
+		t.Errorf("schema version: got %d, want 6", got)
 	}
 }
 

@@ -217,7 +217,7 @@ func testEvents(t *testing.T, place Place) {
 	emit := func(fail error, names ...string) error {
 		return s.Update(t.Context(), func(ctx context.Context, tx *store.Tx) error {
 			for _, name := range names {
-				e := store.Event{Time: epoch, Type: "disk.created", SubjectType: "disk", SubjectID: "k", SubjectName: name, OperationID: "o"}
+				e := store.Event{Time: epoch, Type: "disk." + name, SubjectType: "disk", SubjectID: "k", SubjectName: name, OperationID: "o"}
 				if err := tx.Emit(ctx, e); err != nil {
 					return err
 				}
@@ -262,12 +262,20 @@ func testEvents(t *testing.T, place Place) {
 		if diff := cmp.Diff([]string{"a", "b", "c"}, names); diff != "" {
 			t.Fatalf("events (-want +got):\n%s", diff)
 		}
-		want := store.Event{ID: all[1].ID, Time: epoch, Type: "disk.created", SubjectType: "disk", SubjectID: "k", SubjectName: "b", OperationID: "o"}
+		want := store.Event{ID: all[1].ID, Time: epoch, Type: "disk.b", SubjectType: "disk", SubjectID: "k", SubjectName: "b", OperationID: "o"}
 		page, err2 := tx.Events(ctx, all[0].ID, 1)
 		if diff := cmp.Diff([]store.Event{want}, page); diff != "" {
 			t.Errorf("one event behind the first (-want +got):\n%s", diff)
 		}
-		return errors.Join(err, err2)
+		of, err3 := tx.EventsOf(ctx, 0, "disk.b", "none")
+		if diff := cmp.Diff([]store.Event{want}, of); diff != "" {
+			t.Errorf("events of two types (-want +got):\n%s", diff)
+		}
+		of, err4 := tx.EventsOf(ctx, want.ID, "disk.a", "disk.b")
+		if len(of) > 0 {
+			t.Errorf("behind the last event of two types there are %+v", of)
+		}
+		return errors.Join(err, err2, err3, err4)
 	})
 }
 

@@ -131,7 +131,7 @@ func newDomain(id string) disk.Domain {
 
 func newPool(id string) disk.Pool {
 	return disk.Pool{ID: disk.PoolID(id), Name: "pool " + id, Driver: "dir", HostID: "h", State: disk.PoolActive,
-		Path: "/srv/" + id, Owner: disk.Owner{UID: 64055, GID: -1}, Identity: "dir:" + id, DomainID: "d",
+		Path: "/srv/" + id, Source: disk.PoolSource{Device: "/dev/" + id, FileSystem: "xfs"}, Owner: disk.Owner{UID: 64055, GID: -1}, Identity: "dir:" + id, DomainID: "d",
 		DiskFormat: disk.FormatAuto, ImageFormats: append(disk.Pool{}.ImageFormats, "raw", "iso"), CreatedAt: epoch, UpdatedAt: epoch}
 }
 
@@ -139,13 +139,14 @@ func newImage(id string) disk.Image {
 	return disk.Image{ID: disk.ImageID(id), Name: "image " + id, State: disk.ImageReady, Format: "qcow2",
 		VirtualSize: 2 << 30, MinDisk: 1 << 30, SourceSHA256: "abc", Content: "b3-4m:" + id, Generation: 4,
 		Proof:     &disk.Proof{Checksums: []string{"sha512:abc"}, Signature: &disk.Signature{Over: disk.OverChecksums, Scheme: "openpgp", KeyID: "1", Name: "n", Time: epoch}},
+		Source:    &disk.ImageSource{URL: "https://example.org/" + id, Compression: "xz"},
 		CreatedAt: epoch, UpdatedAt: epoch}
 }
 
 func newVolume(id string) disk.Volume {
 	return disk.Volume{ID: disk.VolumeID(id), PoolID: "p", Name: "volume " + id, Kind: disk.KindDisk, State: disk.VolumeReady,
 		Format: "qcow2", VirtualSize: 1 << 40, RequestedSize: 1<<40 - 1, ClusterSize: 65536,
-		Committed: 1<<40 + 5, Writing: 11, Allocated: 196608, BackendID: "inode 7", Generation: 3, CreatedBy: "o",
+		Committed: 1<<40 + 5, Writing: 11, Allocated: 196608, Adopted: true, BackendID: "inode 7", Generation: 3, CreatedBy: "o",
 		Backing:   &disk.Backing{VolumeID: "b", Name: "base_b.raw", Format: "raw", Content: "b3-4m:b"},
 		CreatedAt: epoch, UpdatedAt: epoch}
 }
@@ -153,7 +154,7 @@ func newVolume(id string) disk.Volume {
 func newBase(id string) disk.Volume {
 	return disk.Volume{ID: disk.VolumeID(id), PoolID: "p", Name: "base_" + id + ".raw", Kind: disk.KindBase,
 		State: disk.VolumeReady, Format: "raw", VirtualSize: 4096, RequestedSize: 4096, Content: "b3-4m:" + id,
-		ContentSize: 4000, Extents: 12, Committed: 4096, Allocated: 4096, Generation: 1, CreatedBy: "o",
+		ContentSize: 4000, Extents: 12, Pinned: true, Committed: 4096, Allocated: 4096, Generation: 1, CreatedBy: "o",
 		CreatedAt: epoch, UpdatedAt: epoch}
 }
 
