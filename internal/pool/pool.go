@@ -28,7 +28,7 @@ type Pool struct {
 
 // Config returns what the driver of a pool with record r is opened with.
 func Config(r disk.Pool) driver.Config {
-	return driver.Config{ID: r.ID, Path: r.Path, Owner: r.Owner}
+	return driver.Config{ID: r.ID, Path: r.Path, Source: r.Source, Owner: r.Owner}
 }
 
 // Open starts the pool of record r. Storage that carries no marker, or another
@@ -36,14 +36,14 @@ func Config(r disk.Pool) driver.Config {
 func Open(ctx context.Context, t driver.Type, r disk.Pool) (*Pool, error) {
 	m, err := ReadMarker(ctx, t, Config(r))
 	if errors.Is(err, errs.NotFound) {
-		return nil, errs.New(errs.Unavailable, "pool.start", r.Name, "there is no pool at %s", r.Path).
+		return nil, errs.New(errs.Unavailable, "pool.start", r.Name, "there is no pool at %s", r.Where()).
 			WithHint("is its file system mounted?")
 	}
 	if err != nil {
 		return nil, err
 	}
 	if m.Pool.ID != r.ID {
-		return nil, errs.New(errs.Conflict, "pool.start", r.Name, "%s holds pool %q (%s), not this one (%s)", r.Path, m.Pool.Name, m.Pool.ID, r.ID).
+		return nil, errs.New(errs.Conflict, "pool.start", r.Name, "%s holds pool %q (%s), not this one (%s)", r.Where(), m.Pool.Name, m.Pool.ID, r.ID).
 			WithHint("is the right file system mounted there?")
 	}
 	d, caps, err := t.Open(ctx, Config(r))
@@ -53,13 +53,33 @@ func Open(ctx context.Context, t driver.Type, r disk.Pool) (*Pool, error) {
 	return &Pool{Driver: d, Caps: caps, name: r.Name}, nil
 }
 
+// glancer is a pool behind bounds.
+type glancer interface {
+	glance(ctx context.Context) (driver.Usage, error)
+}
+
+// Glance is Stat for who only looks and must not wait: of a pool that hangs it is
+// errs.Unavailable in less than half a second.
+func (p *Pool) Glance(ctx context.Context) (driver.Usage, error) {
+	if b, ok := p.Driver.(glancer); ok {
+		return b.glance(ctx)
+	}
+	return p.Stat(ctx)
+}
+
+// Hangs reports whether the pool's storage may stop answering.
+func (p *Pool) Hangs() bool {
+	_, ok := p.Driver.(glancer)
+	return ok
+}
+
 // ReadMarker reads the self-description of the storage at c.
 func ReadMarker(ctx context.Context, t driver.Type, c driver.Config) (disk.Marker, error) {
 	data, err := t.Marker(ctx, c)
 	if err != nil {
 		return disk.Marker{}, err
 	}
-	return OpenMarker(c.Path, data)
+	return OpenMarker(disk.Pool{Path: c.Path, Source: c.Source}.Where(), data)
 }
 
 // Ref returns how the driver knows volume v. A staged volume has no name yet.
@@ -190,6 +210,9 @@ func (p *Pool) owns(ctx context.Context, v disk.Volume) (bool, error) {
 }
 
 func (p *Pool) stage(ctx context.Context, v disk.Volume, m Making) error {
+	if err := p.whole(ctx, m.Base); err != nil {
+		return err
+	}
 	switch m.Method {
 	case plan.Clone:
 		c, ok := p.Driver.(driver.Cloner)
@@ -212,6 +235,21 @@ func (p *Pool) stage(ctx context.Context, v disk.Volume, m Making) error {
 		return p.Driver.Create(ctx, driver.Spec{ID: v.ID, Size: v.VirtualSize, Prealloc: m.Prealloc})
 	}
 	return errs.New(errs.Internal, "volume.create", v.Name, "unknown method %q", m.Method)
+}
+
+// whole refuses a base whose container was cut off or grew: what is missing would
+// read as zeroes. A technology that clones by itself keeps the size of what it
+// clones from.
+func (p *Pool) whole(ctx context.Context, base *disk.Volume) error {
+	if base == nil || base.Format != diskfmt.Raw || p.Caps.Clone == driver.CloneNative {
+		return nil
+	}
+	o, err := p.Describe(ctx, Ref(*base))
+	if err == nil && o.Size != base.VirtualSize {
+		err = errs.New(errs.Corrupt, "volume.create", base.Name, "its container has %d bytes, on record are %d", o.Size, base.VirtualSize).
+			WithHint("tarn doctor --scrub --repair makes a corrupt base again")
+	}
+	return missing(err, *base)
 }
 
 // stageQcow2 makes an empty qcow2 container, with v's backing link if it has

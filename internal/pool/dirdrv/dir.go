@@ -19,7 +19,9 @@ import (
 // dir is an open directory. Everything in it is reached by one name, below it,
 // never through a symlink or onto another file system.
 type dir struct {
-	f *os.File
+	f    *os.File
+	gate sync.RWMutex // shared while f is used, see halt
+	lock *os.File     // of a claim, on NFS
 
 	turn sync.Mutex // held by the one fsync that is running
 	mu   sync.Mutex
@@ -49,18 +51,21 @@ func (d *dir) sub(name string) (*dir, error) {
 	return &dir{f: f}, nil
 }
 
-// close drops a claim and closes the directory. Without the first the claim
-// would outlive it for as long as a process that is being started still has its
-// descriptor.
+// close drops a claim and closes the directory, unless Release did. Without the
+// first the claim would outlive it for as long as a process that is being started
+// still has its descriptor.
 func (d *dir) close() error {
 	_ = d.use(func(fd int) error { return unix.Flock(fd, unix.LOCK_UN) }) // there may be none
-	return d.f.Close()
+	d.unlock()
+	return ignoring(os.ErrClosed, d.f.Close())
 }
 
 // use calls do with the directory's descriptor, which stays open meanwhile: a
 // pool may be closed while calls run, and a number that was closed could be
 // another file's by then. On a closed directory it fails with os.ErrClosed.
 func (d *dir) use(do func(fd int) error) error {
+	d.gate.RLock()
+	defer d.gate.RUnlock()
 	conn, err := d.f.SyscallConn()
 	if err != nil {
 		return err
@@ -209,7 +214,7 @@ func (d *dir) writeFile(name string, data []byte) error {
 	return err
 }
 
-// readFile returns the bytes of a sidecar or marker.
+// readFile returns the bytes of a sidecar or marker, of what cannot be one the first.
 func (d *dir) readFile(name string) ([]byte, error) {
 	f, err := d.open(name, unix.O_RDONLY)
 	if err != nil {
@@ -220,10 +225,7 @@ func (d *dir) readFile(name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > maxRecord {
-		return nil, errs.New(errs.Corrupt, "dir.read", name, "%d bytes, at most %d are a record", info.Size(), maxRecord)
-	}
-	data := make([]byte, info.Size())
+	data := make([]byte, min(info.Size(), maxRecord))
 	n, err := f.ReadAt(data, 0)
 	if n < len(data) {
 		return nil, err
@@ -247,7 +249,9 @@ func (d *dir) sync() error {
 		d.mu.Lock()
 		d.next = nil
 		d.mu.Unlock()
-		round.err = faults.Do(faults.Sync, "sync directory", d.f.Sync)
+		round.err = faults.Do(faults.Sync, "sync directory", func() error {
+			return d.use(func(int) error { return d.f.Sync() })
+		})
 		d.turn.Unlock()
 		close(round.done)
 	}

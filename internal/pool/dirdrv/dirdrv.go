@@ -1,8 +1,9 @@
 // Package dirdrv keeps volumes as files of a directory, on any local file
 // system: NAME, its sidecar NAME.tarn.json beside it, the marker .tarn-pool,
-// and below .tarn-tmp what is staged, the ballast and files that are about to
-// replace others. It refuses to follow a symlink, to touch files without a
-// sidecar (they are foreign) and to look into a volume.
+// below .tarn-snapshots what volumes held at points in time, and below .tarn-tmp
+// what is staged, the ballast and files that are about to replace others. It
+// refuses to follow a symlink, to touch files without a sidecar (they are
+// foreign) and to look into a volume.
 package dirdrv
 
 import (
@@ -29,6 +30,7 @@ const (
 	madeName      = ".tarn-made" // says that prepare made the directory itself
 	tmpName       = ".tarn-tmp"
 	ballastName   = "ballast"
+	lockName      = "lock" // of who serves the pool, where hosts share the file system
 	sidecarSuffix = ".tarn.json"
 	partSuffix    = ".new" // of a staged volume that is not complete yet
 
@@ -41,20 +43,24 @@ const (
 var Type = driver.Type{
 	Name:         "dir",
 	Capabilities: capabilities,
+	Needs:        []disk.SourceField{disk.FieldPath},
+	Takes:        []disk.SourceField{disk.FieldCopyOnWrite},
 	Prepare:      prepare,
 	Marker:       marker,
 	Open:         open,
-	Remove:       remove,
+	Remove:       func(ctx context.Context, c driver.Config) error { return remove(ctx, c, false) },
 }
 
 var capabilities = driver.Capabilities{
 	Formats:     []diskfmt.Format{diskfmt.Raw, diskfmt.Qcow2},
 	Clone:       driver.CloneReflink,
 	Shrink:      true,
+	Grows:       true,
 	SizeUnit:    sizeUnit,
 	HolesKnown:  true,
 	MaxName:     maxName,
-	Snapshot:    "none",
+	Snapshot:    driver.SnapshotReflink,
+	GrowFrozen:  true,
 	Description: "files of a directory; disks are reflinks where the file system shares extents (XFS, btrfs), overlays elsewhere",
 }
 
@@ -64,8 +70,11 @@ type pool struct {
 	owner disk.Owner
 	root  *dir
 	tmp   *dir
+	snaps *dir // nil where there are none
 	ident identity
 	caps  driver.Capabilities
+
+	folders Folders // nil where volumes are files
 
 	naming   sync.Mutex   // held from looking for a name to taking it
 	settling atomic.Int32 // how many volumes are being made durable
@@ -81,19 +90,35 @@ var (
 )
 
 func open(ctx context.Context, c driver.Config) (driver.Driver, driver.Capabilities, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, driver.Capabilities{}, failed("pool.open", c.Path, err)
-	}
-	p, err := openPool(c)
+	p, caps, err := Open(ctx, c)
 	if err != nil {
 		return nil, driver.Capabilities{}, err
 	}
-	p.caps.Clone = p.tryClone()
-	if err := p.RestoreBallast(ctx); err != nil {
-		_ = p.Close()
-		return nil, driver.Capabilities{}, failed("pool.open", c.Path, err)
+	return p, caps, nil
+}
+
+// start opens the pool at c, whose volumes are files where folders is nil.
+func start(ctx context.Context, c driver.Config, caps driver.Capabilities, folders Folders) (*pool, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, failed("pool.open", c.Path, err)
 	}
-	return p, p.caps, nil
+	p, err := openPool(c)
+	if err != nil {
+		return nil, err
+	}
+	p.caps, p.folders = caps, folders
+	p.caps.Clone = p.tryClone()
+	if folders == nil {
+		if p.caps.Clone != driver.CloneReflink {
+			p.caps.Snapshot = driver.SnapshotNone
+		}
+		err = p.openSnaps()
+	}
+	if err := errors.Join(err, setCOW(p.tmp, c), setCOW(p.snaps, c), p.RestoreBallast(ctx)); err != nil {
+		_ = p.Close()
+		return nil, failed("pool.open", c.Path, err)
+	}
+	return p, nil
 }
 
 func openPool(c driver.Config) (*pool, error) {
@@ -102,7 +127,7 @@ func openPool(c driver.Config) (*pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pool{path: filepath.Clean(c.Path), owner: c.Owner, root: root, caps: capabilities}
+	p := &pool{path: filepath.Clean(c.Path), owner: c.Owner, root: root}
 	data, err := root.readFile(markerName)
 	switch {
 	case isNotExist(err):
@@ -134,9 +159,12 @@ func (p *pool) openTmp() (err error) {
 // Close implements driver.Driver.
 func (p *pool) Close() error {
 	err := p.root.close()
-	if p.tmp != nil {
-		if terr := p.tmp.close(); err == nil {
-			err = terr
+	for _, d := range []*dir{p.tmp, p.snaps} {
+		if d == nil {
+			continue
+		}
+		if cerr := d.close(); err == nil {
+			err = cerr
 		}
 	}
 	return failed("pool.close", p.path, err)
@@ -157,7 +185,7 @@ func (p *pool) place(op string, r driver.Ref) (*dir, string, error) {
 
 // checkID refuses what could be something else than a staged volume's name.
 func checkID(op string, id disk.VolumeID) error {
-	ok := len(id) > 0 && len(id) <= 64 && id[0] != '.' && id != ballastName
+	ok := len(id) > 0 && len(id) <= 64 && id[0] != '.' && id != ballastName && id != lockName
 	for _, c := range []byte(id) {
 		ok = ok && (c == '-' || c == '.' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z')
 	}

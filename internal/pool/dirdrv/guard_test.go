@@ -21,7 +21,7 @@ import (
 // newPool opens a pool in a new directory.
 func newPool(t testing.TB, dir string) (driver.Driver, driver.Config) {
 	t.Helper()
-	c := driver.Config{ID: disk.PoolID(drivertest.NewID()), Path: filepath.Join(dir, "pool"), Owner: owner()}
+	c := driver.Config{ID: disk.PoolID(drivertest.NewID()), Path: filepath.Join(dir, "pool"), Owner: drivertest.Owner()}
 	if err := dirdrv.Type.Prepare(t.Context(), c, drivertest.Marker(c)); err != nil {
 		t.Fatal(err)
 	}
@@ -100,8 +100,8 @@ func TestPrepareRefuses(t *testing.T) {
 		}
 	}
 	for _, tt := range tests {
-		c := driver.Config{ID: "0198aaaa-0000-7000-8000-000000000001", Path: tt.path, Owner: owner()}
-		before := residue(t, driver.Config{Path: path("x")})
+		c := driver.Config{ID: "0198aaaa-0000-7000-8000-000000000001", Path: tt.path, Owner: drivertest.Owner()}
+		before := drivertest.Files(t, driver.Config{Path: path("x")})
 		err := dirdrv.Type.Prepare(t.Context(), c, drivertest.Marker(c))
 		if errs.KindOf(err) != tt.want {
 			t.Errorf("Prepare at %q = %v of kind %s, want %s", tt.path, err, errs.KindOf(err), tt.want)
@@ -110,7 +110,7 @@ func TestPrepareRefuses(t *testing.T) {
 		if tt.want == errs.Unsafe && tt.path != path("marked") && (!errors.As(err, &e) || e.Hint == "") {
 			t.Errorf("Prepare at %q = %v without a hint", tt.path, err)
 		}
-		if after := residue(t, driver.Config{Path: path("x")}); !slices.Equal(after, before) {
+		if after := drivertest.Files(t, driver.Config{Path: path("x")}); !slices.Equal(after, before) {
 			t.Errorf("Prepare at %q changed something: %q, before %q", tt.path, after, before)
 		}
 	}
@@ -128,11 +128,11 @@ func TestTrustIsCheckedAgain(t *testing.T) {
 	if err := os.Chmod(tmp, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	before := residue(t, c)
+	before := drivertest.Files(t, c)
 	if _, _, err := dirdrv.Type.Open(t.Context(), c); !errors.Is(err, errs.Unsafe) {
 		t.Errorf("Open with a .tarn-tmp that everybody can write = %v, want unsafe", err)
 	}
-	if after := residue(t, c); !slices.Equal(after, before) {
+	if after := drivertest.Files(t, c); !slices.Equal(after, before) {
 		t.Errorf("Open left %q, before there was %q", after, before)
 	}
 	if err := os.Chmod(tmp, 0o700); err != nil {
@@ -228,12 +228,12 @@ func TestRemoveKeepsForeignStaging(t *testing.T) {
 		if err := errors.Join(d.Close(), put(foreign)); err != nil {
 			t.Fatal(err)
 		}
-		before := residue(t, c)
+		before := drivertest.Files(t, c)
 		err := dirdrv.Type.Remove(t.Context(), c)
 		if !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), foreign) {
 			t.Errorf("Remove with %q in .tarn-tmp = %v, want a conflict that names it", name, err)
 		}
-		if after := residue(t, c); !slices.Equal(after, before) {
+		if after := drivertest.Files(t, c); !slices.Equal(after, before) {
 			t.Errorf("Remove with %q in .tarn-tmp left %q, before there was %q", name, after, before)
 		}
 		if err := os.Remove(foreign); err != nil {
@@ -254,7 +254,7 @@ func TestTooLargeForTheFileSystem(t *testing.T) {
 	if err := d.Create(t.Context(), driver.Spec{ID: staged.ID, Size: 4096}); err != nil {
 		t.Fatal(err)
 	}
-	before := residue(t, c)
+	before := drivertest.Files(t, c)
 	fresh := disk.VolumeID(drivertest.NewID())
 	dev, err := d.Open(t.Context(), staged, driver.Staged)
 	if err != nil {
@@ -275,7 +275,7 @@ func TestTooLargeForTheFileSystem(t *testing.T) {
 			t.Errorf("%s: got %#v, want no space for %s", name, try.err, try.subject)
 		}
 	}
-	if after := residue(t, c); !slices.Equal(after, before) {
+	if after := drivertest.Files(t, c); !slices.Equal(after, before) {
 		t.Errorf("left are %q, before there was %q", after, before)
 	}
 }

@@ -48,7 +48,9 @@ func (p *pool) Staged(ctx context.Context) iter.Seq2[disk.VolumeID, error] {
 
 // isOwn reports whether tarn keeps something of its own under that name in
 // .tarn-tmp, or nothing can have it.
-func isOwn(name string) bool { return name == "" || name == ballastName || name == markerName }
+func isOwn(name string) bool {
+	return name == "" || name == ballastName || name == lockName || name == markerName
+}
 
 // SetAside implements driver.Leftovers. A name that was set aside before gets a
 // number.
@@ -75,12 +77,35 @@ func (p *pool) SetAside(ctx context.Context, r driver.Ref) error {
 			err = moveAside(at, name+suffix, aside)
 		}
 	}
+	if err == nil && r.Name != "" {
+		err = p.snapsAside(ctx, r.ID, aside)
+	}
 	for _, d := range []*dir{aside, at} {
 		if err == nil {
 			err = d.sync()
 		}
 	}
 	return failed(op, subject(r), err)
+}
+
+// snapsAside moves the snapshots of volume id, if it has an id.
+func (p *pool) snapsAside(ctx context.Context, id disk.VolumeID, aside *dir) (err error) {
+	if id == "" {
+		return nil
+	}
+	var snaps []string
+	if err = p.eachSnapshot(ctx, id, func(snap disk.SnapshotID) bool { snaps = append(snaps, snapFile(id, snap)); return true }); err != nil {
+		return err
+	}
+	for _, name := range snaps {
+		if err == nil {
+			err = moveAside(p.snaps, name, aside)
+		}
+	}
+	if err == nil && len(snaps) > 0 {
+		err = p.snaps.sync()
+	}
+	return err
 }
 
 // leftover is place for all that Staged and List yield.
@@ -137,18 +162,15 @@ func (p *pool) Exposure(ctx context.Context, r driver.Ref, immutable bool) (stri
 	if _, err := p.Describe(ctx, r); err != nil {
 		return "", err
 	}
-	st, err := p.root.stat(r.Name)
+	if p.folders != nil {
+		why, err := p.folderExposure(r, immutable)
+		return why, failed(op, r.Name, err)
+	}
+	why, err := exposed("its", p.root, r.Name, p.guardOf(immutable))
 	if err != nil {
 		return "", missing(op, r, err)
 	}
-	want := p.guardOf(immutable)
-	if mode := uint32(st.Mode) & 0o7777; mode != want.mode {
-		return fmt.Sprintf("its mode is %04o, not %04o", mode, want.mode), nil
-	}
-	if want.uid >= 0 && int(st.Uid) != want.uid || want.gid >= 0 && int(st.Gid) != want.gid {
-		return fmt.Sprintf("it belongs to %d:%d, not %d:%d", st.Uid, st.Gid, want.uid, want.gid), nil
-	}
-	return "", nil
+	return why, nil
 }
 
 // Protect implements driver.Protector.
@@ -157,13 +179,16 @@ func (p *pool) Protect(ctx context.Context, r driver.Ref, immutable bool) error 
 	if _, err := p.Describe(ctx, r); err != nil {
 		return err
 	}
-	f, err := p.root.open(r.Name, unix.O_RDONLY)
+	f, err := p.openVolume(p.root, r.Name)
 	if err != nil {
 		return missing(op, r, err)
 	}
 	defer f.Close()
-	want := p.guardOf(immutable)
 	err = p.checkIdentity(op, r, f)
+	if err == nil && p.folders != nil {
+		return failed(op, r.Name, p.guardFiles(f, immutable))
+	}
+	want := p.guardOf(immutable)
 	if err == nil {
 		err = p.chown(f, want.uid, want.gid)
 	}

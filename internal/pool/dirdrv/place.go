@@ -130,6 +130,9 @@ func prepare(ctx context.Context, c driver.Config, marker []byte) error {
 	if !isMarkerOf(marker, c.ID) || len(marker) > maxRecord {
 		return errs.New(errs.Internal, op, c.Path, "the marker (%d bytes) does not name pool %q", len(marker), c.ID)
 	}
+	if err := checkCOW(op, c); err != nil {
+		return failed(op, c.Path, err)
+	}
 	if err := makePlace(op, c); err != nil {
 		return failed(op, c.Path, err)
 	}
@@ -204,6 +207,9 @@ func fill(op string, d *dir, c driver.Config, marker []byte) error {
 		return err
 	}
 	defer p.tmp.close()
+	if err := setCOW(p.tmp, c); err != nil {
+		return err
+	}
 	if !written {
 		if err := p.put(markerName, marker); err != nil {
 			return err
@@ -246,7 +252,7 @@ func marker(ctx context.Context, c driver.Config) ([]byte, error) {
 
 // remove implements driver.Type.Remove. The marker goes last but for the
 // directory itself, which goes only if prepare made it and nothing is in it.
-func remove(ctx context.Context, c driver.Config) error {
+func remove(ctx context.Context, c driver.Config, folders bool) error {
 	const op = "pool.remove"
 	if err := ctx.Err(); err != nil {
 		return failed(op, c.Path, err)
@@ -264,7 +270,7 @@ func remove(ctx context.Context, c driver.Config) error {
 	case err == nil && !isMarkerOf(data, c.ID):
 		return errs.New(errs.Conflict, op, c.Path, "the directory %s is another pool's", c.Path)
 	case err == nil:
-		err = empty(ctx, op, d, c)
+		err = empty(ctx, op, d, c, folders)
 	case isNotExist(err):
 		err = nil
 	}
@@ -275,7 +281,7 @@ func remove(ctx context.Context, c driver.Config) error {
 }
 
 // empty takes all that tarn made out of the pool at d, the marker last.
-func empty(ctx context.Context, op string, d *dir, c driver.Config) error {
+func empty(ctx context.Context, op string, d *dir, c driver.Config, folders bool) error {
 	p := &pool{path: c.Path, root: d}
 	for r, err := range p.Sidecars(ctx) {
 		if err != nil {
@@ -290,9 +296,12 @@ func empty(ctx context.Context, op string, d *dir, c driver.Config) error {
 	if there, err := d.exists(tmpName); err != nil {
 		return err
 	} else if there {
-		if err := removeTmp(ctx, op, d); err != nil {
+		if err := removeTmp(ctx, op, d, folders); err != nil {
 			return err
 		}
+	}
+	if err := removeSnaps(ctx, op, d); err != nil {
+		return err
 	}
 	if err := d.remove(markerName); err != nil {
 		return err
@@ -302,7 +311,7 @@ func empty(ctx context.Context, op string, d *dir, c driver.Config) error {
 
 // removeTmp takes .tarn-tmp away with what is staged in it, or leaves it whole
 // if anything in it cannot be tarn's.
-func removeTmp(ctx context.Context, op string, d *dir) error {
+func removeTmp(ctx context.Context, op string, d *dir, folders bool) error {
 	tmp, err := openPrivate(d, tmpName)
 	if err != nil {
 		return err
@@ -311,13 +320,17 @@ func removeTmp(ctx context.Context, op string, d *dir) error {
 	if err := claim(op, tmp); err != nil {
 		return err
 	}
+	p := &pool{}
+	if folders {
+		p.folders = anyFolders{}
+	}
 	var names []string
 	if err := tmp.each(ctx, func(name string) bool { names = append(names, name); return true }); err != nil {
 		return err
 	}
 	for _, name := range names {
 		st, err := tmp.stat(name)
-		if err == nil && (!isRegular(st) || !madeInTmp(name)) {
+		if err == nil && (!isRegular(st) && !(folders && p.isVolume(st)) || !madeInTmp(name)) {
 			path := filepath.Join(d.f.Name(), tmpName, name)
 			err = errs.New(errs.Conflict, op, path, "tarn did not make %s", path).WithHint("see what it is and move it away")
 		}
@@ -326,7 +339,10 @@ func removeTmp(ctx context.Context, op string, d *dir) error {
 		}
 	}
 	for _, name := range names {
-		if err := tmp.remove(name); err != nil {
+		if name == lockName {
+			tmp.unlock() // NFS would keep an open file in the directory
+		}
+		if err := p.drop(tmp, name); err != nil {
 			return err
 		}
 	}
@@ -335,10 +351,43 @@ func removeTmp(ctx context.Context, op string, d *dir) error {
 	})
 }
 
+// removeSnaps takes .tarn-snapshots away, unless a snapshot is in it.
+func removeSnaps(ctx context.Context, op string, d *dir) error {
+	if there, err := d.exists(snapsName); err != nil || !there {
+		return err
+	}
+	snaps, err := openPrivate(d, snapsName)
+	if err != nil {
+		return err
+	}
+	defer snaps.close()
+	var names []string
+	if err := snaps.each(ctx, func(name string) bool { names = append(names, name); return true }); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !strings.HasSuffix(name, partSuffix) {
+			path := filepath.Join(d.f.Name(), snapsName, name)
+			return errs.New(errs.Conflict, op, path, "the pool holds the snapshot %s, whose volume is gone", path).WithHint("move it away")
+		}
+	}
+	for _, name := range names {
+		if err := snaps.remove(name); err != nil {
+			return err
+		}
+	}
+	return faults.Do(faults.Unlink, "rmdir "+snapsName, func() error {
+		return d.use(func(fd int) error { return unix.Unlinkat(fd, snapsName, unix.AT_REMOVEDIR) })
+	})
+}
+
+// nfsRemoved begins the names under which NFS keeps removed files that are open.
+const nfsRemoved = ".nfs"
+
 // madeInTmp reports whether name is one that tarn gives a file in .tarn-tmp: a
 // staged volume's, a record's or the ballast's.
 func madeInTmp(name string) bool {
-	return name == ballastName || name == markerName || strings.HasSuffix(name, sidecarSuffix) ||
+	return isOwn(name) || strings.HasPrefix(name, nfsRemoved) || strings.HasSuffix(name, sidecarSuffix) ||
 		checkID("", disk.VolumeID(strings.TrimSuffix(name, partSuffix))) == nil
 }
 

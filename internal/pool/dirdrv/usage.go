@@ -152,6 +152,10 @@ func (p *pool) Physical(ctx context.Context) (int64, error) {
 	}
 	err := p.tmp.each(ctx, func(name string) bool { own = append(own, place{p.tmp, name}); return true })
 	own = append(own, place{p.root, markerName}, place{p.root, tmpName})
+	if err == nil && p.snaps != nil {
+		err = p.snaps.each(ctx, func(name string) bool { own = append(own, place{p.snaps, name}); return true })
+		own = append(own, place{p.root, snapsName})
+	}
 	var u union
 	for _, at := range own {
 		if err == nil {
@@ -177,6 +181,10 @@ func (p *pool) measure(at place, u *union) error {
 		return ignoring(unix.ENOENT, err)
 	}
 	blocks := int64(st.Blocks) * 512
+	if p.folders != nil && p.isVolume(st) && at.name != tmpName {
+		u.alone += blocks
+		return p.measureFolder(at, u)
+	}
 	if p.caps.Clone != driver.CloneReflink || !isRegular(st) {
 		u.alone += blocks
 		return nil

@@ -15,6 +15,7 @@ import (
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/faults"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
+	"github.com/tarn-storage/tarn/internal/pool/imagelock"
 )
 
 // Create implements driver.Driver.
@@ -26,18 +27,9 @@ func (p *pool) Create(ctx context.Context, s driver.Spec) error {
 // before the size is set.
 func (p *pool) stage(ctx context.Context, op string, s driver.Spec, fill func(f *os.File) error) error {
 	id := string(s.ID)
-	if err := checkID(op, s.ID); err != nil {
-		return err
-	}
-	if s.Size < 0 {
-		return errs.New(errs.Invalid, op, id, "size %d", s.Size)
-	}
-	if err := ctx.Err(); err != nil {
-		return failed(op, id, err)
-	}
-	err := p.present()
+	err := p.stageable(ctx, op, s)
 	if err != nil {
-		return failed(op, id, err)
+		return err
 	}
 	if s.Size == 0 && fill == nil {
 		err = p.makeEmpty(id)
@@ -48,6 +40,20 @@ func (p *pool) stage(ctx context.Context, op string, s driver.Spec, fill func(f 
 		return failed(op, id, p.madeBefore(op, s))
 	}
 	return failed(op, id, err)
+}
+
+// stageable refuses what nothing can be made of, or now.
+func (p *pool) stageable(ctx context.Context, op string, s driver.Spec) error {
+	if err := checkID(op, s.ID); err != nil {
+		return err
+	}
+	if s.Size < 0 {
+		return errs.New(errs.Invalid, op, string(s.ID), "size %d", s.Size)
+	}
+	if err := ctx.Err(); err != nil {
+		return failed(op, string(s.ID), err)
+	}
+	return failed(op, string(s.ID), p.present())
 }
 
 // makeEmpty makes a container that grows as it is written: it is complete once
@@ -131,7 +137,7 @@ func (p *pool) Publish(ctx context.Context, id disk.VolumeID, name string, immut
 	if err := ctx.Err(); err != nil {
 		return driver.Object{}, failed(op, name, err)
 	}
-	f, err := p.tmp.open(string(id), unix.O_RDONLY)
+	f, err := p.openVolume(p.tmp, string(id))
 	if isNotExist(err) {
 		return p.published(op, id, name)
 	}
@@ -164,6 +170,9 @@ func (p *pool) published(op string, id disk.VolumeID, name string) (driver.Objec
 	if errors.Is(err, errs.NotFound) {
 		return o, errs.New(errs.NotFound, op, name, "no volume %s is staged and none has the name", id)
 	}
+	if errors.Is(err, errs.Unsafe) {
+		return o, errs.New(errs.Exists, op, name, "something that is no volume has the name: %w", err)
+	}
 	if err != nil {
 		return o, err
 	}
@@ -184,7 +193,7 @@ func (p *pool) published(op string, id disk.VolumeID, name string) (driver.Objec
 // succeed over the loss.
 func (p *pool) settle(f *os.File, id disk.VolumeID, sidecar []byte) error {
 	staged := string(id) + sidecarSuffix
-	sync := func() error { return faults.Do(faults.Sync, "sync "+string(id), f.Sync) }
+	sync := func() error { return p.syncVolume(f, id) }
 	lost := make(chan error, 1)
 	defer p.settling.Add(-1)
 	if p.settling.Add(1) == 1 {
@@ -194,7 +203,7 @@ func (p *pool) settle(f *os.File, id disk.VolumeID, sidecar []byte) error {
 	}
 	err := p.tmp.writeFile(staged, sidecar)
 	if e := <-lost; e != nil {
-		_ = p.tmp.remove(string(id))
+		_ = p.drop(p.tmp, string(id))
 		err = errs.New(blkio.KindOf(e), "volume.sync", string(id), "syncing failed and the volume is lost: %w", e)
 	}
 	if err != nil {
@@ -205,6 +214,9 @@ func (p *pool) settle(f *os.File, id disk.VolumeID, sidecar []byte) error {
 
 // freeze makes f a base: QEMU's group can read it, nobody can write it.
 func (p *pool) freeze(f *os.File) error {
+	if p.folders != nil {
+		return p.guardFiles(f, true)
+	}
 	if err := p.chown(f, 0, p.owner.GID); err != nil {
 		return err
 	}
@@ -278,7 +290,7 @@ func (p *pool) device(op string, r driver.Ref, m driver.Mode) (*blkio.File, erro
 		return nil, failed(op, subject(r), err)
 	}
 	if err = p.checkIdentity(op, r, f); err == nil {
-		err = lock(f, m)
+		err = imagelock.Take(f, m)
 	}
 	if err != nil {
 		_ = d.Close() // with the locks that were got
@@ -300,7 +312,11 @@ func (p *pool) checkIdentity(op string, r driver.Ref, f *os.File) error {
 
 // sameObject refuses another file under the volume's name.
 func sameObject(op string, r driver.Ref, st unix.Statx_t) error {
-	if got := backendID(st); r.BackendID != "" && got != r.BackendID {
+	got := backendID(st)
+	if inode, _, told := strings.Cut(got, "."); told && inode == r.BackendID {
+		return nil // NFS told no times of birth when it was recorded
+	}
+	if r.BackendID != "" && got != r.BackendID {
 		return errs.New(errs.Corrupt, op, subject(r), "another file has the volume's name: it is %s, the record says %s", got, r.BackendID).
 			WithHint("see what it is, and move it out of the pool if it is not needed there")
 	}
@@ -338,17 +354,21 @@ func (p *pool) describe(op string, r driver.Ref) (driver.Object, error) {
 	if err != nil {
 		return driver.Object{}, missing(op, r, err)
 	}
-	if !isRegular(st) {
-		return driver.Object{}, errs.New(errs.Unsafe, op, r.Name, "is not a regular file")
+	if !p.isVolume(st) {
+		return driver.Object{}, errs.New(errs.Unsafe, op, r.Name, "is not a regular file, or folder, as volumes are here")
 	}
-	return object(r.Name, st), sameObject(op, r, st)
+	return p.object(r.Name, st), sameObject(op, r, st)
 }
 
-func object(name string, st unix.Statx_t) driver.Object {
-	if !isRegular(st) {
+func (p *pool) object(name string, st unix.Statx_t) driver.Object {
+	if !p.isVolume(st) {
 		return driver.Object{Name: name}
 	}
-	return driver.Object{Name: name, BackendID: backendID(st), Size: int64(st.Size), Allocated: int64(st.Blocks) * 512}
+	o := driver.Object{Name: name, BackendID: backendID(st), Size: int64(st.Size), Allocated: int64(st.Blocks) * 512}
+	if p.folders != nil {
+		return p.folderObject(o)
+	}
+	return o
 }
 
 // Resize implements driver.Driver.
@@ -393,11 +413,17 @@ func (p *pool) Delete(ctx context.Context, r driver.Ref) error {
 	}
 	staged, err := p.tmp.exists(string(r.ID))
 	if err == nil && r.Name != "" {
-		if err = p.unname(op, r, staged); err == nil {
+		if !staged {
+			err = p.unfrozen(ctx, op, r)
+		}
+		if err == nil {
+			err = p.unname(op, r, staged)
+		}
+		if err == nil {
 			err = p.root.sync() // also when nothing was left: an earlier call may have died before it
 		}
 	}
-	if err == nil && (staged || r.Name == "") {
+	if err == nil && (staged || r.Name == "" || p.folders != nil) {
 		err = p.unstage(r.ID)
 	}
 	return failed(op, subject(r), err)
@@ -429,11 +455,17 @@ func (p *pool) unlink(op string, r driver.Ref, staged bool) (f *os.File, err err
 		return nil, err
 	}
 	if there {
-		if staged || !isRegular(st) || r.BackendID == "" && !sidecar {
+		if staged || !p.isVolume(st) || r.BackendID == "" && !sidecar {
 			return nil, nil // another's, or foreign
 		}
 		if err := sameObject(op, r, st); err != nil {
 			return nil, err
+		}
+		if p.folders != nil {
+			if err := p.takeAway(r); err != nil {
+				return nil, err
+			}
+			return nil, p.root.remove(r.Name + sidecarSuffix)
 		}
 		if f, err = p.root.openat(r.Name, unix.O_PATH, 0); err != nil {
 			return nil, err
@@ -454,7 +486,7 @@ func (p *pool) unstage(id disk.VolumeID) error {
 		there, err := p.tmp.exists(string(id) + suffix)
 		if err == nil && there {
 			any = true
-			err = p.tmp.remove(string(id) + suffix)
+			err = p.drop(p.tmp, string(id)+suffix)
 		}
 		if err != nil {
 			return err
@@ -479,7 +511,7 @@ func (p *pool) List(ctx context.Context) iter.Seq2[driver.Object, error] {
 			if isNotExist(err) {
 				return true // deleted meanwhile
 			}
-			return yield(object(name, st), failed("pool.list", name, err))
+			return yield(p.object(name, st), failed("pool.list", name, err))
 		})
 		if err != nil {
 			yield(driver.Object{}, failed("pool.list", p.path, p.absent(err)))

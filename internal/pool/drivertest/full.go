@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
 )
 
@@ -17,10 +18,9 @@ func testFull(t *testing.T, h Harness) {
 	p := newPoolAt(t, h, h.Small(t))
 	ctx := t.Context()
 	content := pattern(mib)
-	a := p.volume("a", mib, content, false)
-	fill := newRef("")
+	a := p.volume("a", p.unit(), content, false)
 	wait := newRef("wait")
-	p.create(wait, mib)
+	p.create(wait, p.unit())
 	u, err := p.Stat(ctx)
 	wantNil(t, "Stat", err)
 	before := h.Residue(t, p.c)
@@ -28,16 +28,24 @@ func testFull(t *testing.T, h Harness) {
 	if got := h.Residue(t, p.c); !slices.Equal(got, before) {
 		t.Errorf("a Create without room left %q, before %q", got, before)
 	}
-	p.create(fill, p.round(2*u.Capacity))
-	p.fill(fill)
+	fill := p.fill(u)
 
 	p.open() // a full pool starts
+	snap := newSnapshot()
+	s := p.snapshotter()
+	if s != nil {
+		if err := s.Snapshot(ctx, a, snap); err != nil {
+			wantKind(t, "Snapshot on a full pool", err, errs.NoSpace)
+		} else {
+			p.wantSnapshot(a, snap, content, p.unit())
+		}
+	}
 	before = h.Residue(t, p.c)
 	wantKind(t, "Create on a full pool", p.Create(ctx, driver.Spec{ID: "x", Size: 8 * mib, Prealloc: true}), errs.NoSpace)
 	if got := h.Residue(t, p.c); !slices.Equal(got, before) {
 		t.Errorf("a Create on a full pool left %q, before %q", got, before)
 	}
-	if err := p.PutSidecar(ctx, "a", bytes.Repeat([]byte("x"), 512<<10)); err != nil {
+	if err := p.PutSidecar(ctx, "a", bytes.Repeat([]byte("x"), driver.RecordSize)); err != nil {
 		wantKind(t, "PutSidecar on a full pool", err, errs.NoSpace)
 		if got, err := p.Sidecar(ctx, "a"); err != nil || !bytes.Equal(got, sidecarOf(a)) {
 			t.Errorf("a PutSidecar that failed left %q, %v", got, err)
@@ -49,14 +57,63 @@ func testFull(t *testing.T, h Harness) {
 			t.Error("a Publish that failed gave the name")
 		}
 	}
-	p.wantBytes(a, content, mib)
-	p.emptyFull(a, fill)
+	p.wantBytes(a, content, p.unit())
+	if s != nil {
+		p.onFull("DeleteSnapshot", func() error { return s.DeleteSnapshot(ctx, a, snap) })
+	}
+	for _, r := range append([]driver.Ref{a}, fill...) {
+		p.onFull("Delete", func() error { return p.Delete(ctx, r) })
+	}
+	if b, ok := p.Driver.(driver.Ballast); ok {
+		wantNil(t, "RestoreBallast", b.RestoreBallast(ctx))
+	}
 	_, err = p.Publish(ctx, wait.ID, "wait", false, sidecarOf(wait))
 	wantNil(t, "Publish when there is room again", err)
+	testUsedSpace(p)
 }
 
-// fill writes into r until there is no room for a block.
-func (p *pool) fill(r driver.Ref) {
+// testUsedSpace makes and grows volumes in space that held a pattern before.
+func testUsedSpace(p *pool) {
+	p.t.Helper()
+	if p.h.Settle != nil {
+		p.h.Settle(p.t, p.c)
+	}
+	r := driver.Ref{ID: disk.VolumeID(NewID())}
+	wantNil(p.t, "Create in space that was used", p.Create(p.t.Context(), driver.Spec{ID: r.ID, Size: 16 * mib, Prealloc: true}))
+	p.wantBytes(r, nil, 16*mib)
+	a := p.volume("grows", p.unit(), nil, false)
+	p.write(a, driver.Write, []byte("end"), p.unit()-3)
+	wantNil(p.t, "grow into space that was used", p.Resize(p.t.Context(), a, 8*mib))
+	p.write(a, driver.Write, []byte{1}, 6*mib) // in the middle of what the technology allocates at once
+	want := make([]byte, 8*mib)
+	copy(want[p.unit()-3:], "end")
+	want[6*mib] = 1
+	p.wantBytes(a, want, 8*mib)
+}
+
+// fill takes all of the room there is, to the last block, with staged volumes.
+func (p *pool) fill(u driver.Usage) (taken []driver.Ref) {
+	p.t.Helper()
+	if !p.caps.Thick {
+		r := newRef("")
+		p.create(r, p.round(2*u.Capacity))
+		p.fillOne(r)
+		return []driver.Ref{r}
+	}
+	for size := p.round(u.Capacity); size >= p.caps.SizeUnit; {
+		r := newRef("")
+		if err := p.Create(p.t.Context(), driver.Spec{ID: r.ID, Size: size}); err != nil {
+			wantKind(p.t, "Create without room", err, errs.NoSpace)
+			size = size / 2 / p.caps.SizeUnit * p.caps.SizeUnit
+			continue
+		}
+		taken = append(taken, r)
+	}
+	return taken
+}
+
+// fillOne writes into r until there is no room for a block.
+func (p *pool) fillOne(r driver.Ref) {
 	p.t.Helper()
 	d := p.device(r, driver.Staged)
 	defer d.Close()
@@ -79,22 +136,16 @@ func (p *pool) fill(r driver.Ref) {
 	}
 }
 
-// emptyFull deletes from a full pool, which must work, with the ballast's help
-// if need be.
-func (p *pool) emptyFull(refs ...driver.Ref) {
+// onFull does what frees space on a full pool, which must work, with the
+// ballast's help if need be.
+func (p *pool) onFull(what string, do func() error) {
 	p.t.Helper()
-	b, ok := p.Driver.(driver.Ballast)
-	for _, r := range refs {
-		err := p.Delete(p.t.Context(), r)
-		if errors.Is(err, errs.NoSpace) && ok {
-			wantNil(p.t, "ReleaseBallast", b.ReleaseBallast(p.t.Context()))
-			err = p.Delete(p.t.Context(), r)
-		}
-		wantNil(p.t, "Delete on a full pool", err)
+	err := do()
+	if b, ok := p.Driver.(driver.Ballast); ok && errors.Is(err, errs.NoSpace) {
+		wantNil(p.t, "ReleaseBallast", b.ReleaseBallast(p.t.Context()))
+		err = do()
 	}
-	if ok {
-		wantNil(p.t, "RestoreBallast", b.RestoreBallast(p.t.Context()))
-	}
+	wantNil(p.t, what+" on a full pool", err)
 }
 
 // testPowerLoss cuts the power right after each kind of call returned nil.
@@ -137,6 +188,15 @@ func testPowerLoss(t *testing.T, h Harness) {
 	}
 	wantNil(t, "PutSidecar", p.PutSidecar(ctx, "disk", []byte("put")))
 	lose()
+	if s := p.snapshotter(); s != nil {
+		snap, held := newSnapshot(), p.bytes(disk)
+		wantNil(t, "Snapshot", s.Snapshot(ctx, disk, snap))
+		lose()
+		p.wantSnapshot(disk, snap, held, int64(len(held)))
+		wantNil(t, "DeleteSnapshot", p.snapshotter().DeleteSnapshot(ctx, disk, snap))
+		lose()
+		p.wantSnapshots(disk)
+	}
 	wantNil(t, "PutSidecar of the marker", p.PutSidecar(ctx, "", append(Marker(c), " put"...)))
 	lose()
 	if got, err := p.Sidecar(ctx, ""); err != nil || !bytes.HasSuffix(got, []byte(" put")) {

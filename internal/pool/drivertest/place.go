@@ -45,12 +45,12 @@ func testPlace(t *testing.T, h Harness) {
 		t.Errorf("opening again had %d effects", n)
 	}
 	checkCapabilities(t, h.Type.Capabilities, p.caps)
-	a := p.volume("a", mib, nil, false)
-	p.create(newRef(""), mib) // Remove takes what is staged along
+	a := p.volume("a", p.unit(), nil, false)
+	p.create(newRef(""), p.unit()) // Remove takes what is staged along
 	wantNil(t, "Close", p.Close())
 	wantKind(t, "Remove of a pool with a volume", h.Type.Remove(ctx, c), errs.Conflict)
 	p.open()
-	p.wantBytes(a, nil, mib)
+	p.wantBytes(a, nil, p.unit())
 	wantNil(t, "Delete", p.Delete(ctx, a))
 	wantNil(t, "Close", p.Close())
 	for range 2 {
@@ -67,7 +67,7 @@ func testPlace(t *testing.T, h Harness) {
 // testServed opens pools that are open: one pool, one who serves it.
 func testServed(t *testing.T, h Harness) {
 	p := newPool(t, h)
-	a := p.volume("a", mib, nil, false)
+	a := p.volume("a", p.unit(), nil, false)
 	dev := p.device(a, driver.Read) // stays usable behind Close, and keeps nobody away
 	before := p.state()
 	again := func(what string) {
@@ -95,7 +95,7 @@ func testServed(t *testing.T, h Harness) {
 	wantNil(t, "Close of a device", dev.Close())
 	wantNil(t, "Delete", p.Delete(t.Context(), a))
 	wantKind(t, "Remove of an open pool", h.Type.Remove(t.Context(), p.c), errs.Busy)
-	wantNil(t, "Create in it", p.Create(t.Context(), driver.Spec{ID: newRef("").ID, Size: mib}))
+	wantNil(t, "Create in it", p.Create(t.Context(), driver.Spec{ID: newRef("").ID, Size: p.unit()}))
 	wantNil(t, "Close", p.Close())
 	wantNil(t, "Remove of a closed pool", h.Type.Remove(t.Context(), p.c))
 }
@@ -107,10 +107,10 @@ func testVanished(t *testing.T, h Harness) {
 	}
 	p := newPool(t, h)
 	ctx := t.Context()
-	a := p.volume("a", mib, pattern(mib), false)
+	a := p.volume("a", p.unit(), pattern(mib), false)
 	back := h.Vanish(t, p.c)
 	wantKind(t, "Stat", errOf(p.Stat(ctx)), errs.Unavailable)
-	wantKind(t, "Create", p.Create(ctx, driver.Spec{ID: newRef("").ID, Size: mib}), errs.Unavailable)
+	wantKind(t, "Create", p.Create(ctx, driver.Spec{ID: newRef("").ID, Size: p.unit()}), errs.Unavailable)
 	wantKind(t, "Open", errOf(p.Open(ctx, a, driver.Read)), errs.Unavailable)
 	wantKind(t, "List", last(p.List(ctx)), errs.Unavailable)
 	wantKind(t, "Sidecars", last(p.Sidecars(ctx)), errs.Unavailable)
@@ -150,7 +150,10 @@ func checkCapabilities(t *testing.T, declared, here driver.Capabilities) {
 	if here.Clone != declared.Clone && here.Clone != driver.CloneCopy {
 		t.Errorf("the pool clones by %s, declared is %s", here.Clone, declared.Clone)
 	}
-	if here.SizeUnit <= 0 || here.MaxName < 100 || len(here.Formats) == 0 || here.Snapshot == "" || here.Description == "" {
+	if here.Snapshot != declared.Snapshot && here.Snapshot != driver.SnapshotNone {
+		t.Errorf("the pool's snapshots are %s, declared is %s", here.Snapshot, declared.Snapshot)
+	}
+	if here.SizeUnit <= 0 || here.SizeUnit != declared.SizeUnit || here.MaxName < 100 || len(here.Formats) == 0 || here.Snapshot == "" || here.Description == "" {
 		t.Errorf("capabilities lack something: %+v", here)
 	}
 }
@@ -222,6 +225,10 @@ func testPhysical(t *testing.T, h Harness) {
 		}
 		near("a base and three clones", measure()-empty, 32*mib)
 	}
+	if s := p.snapshotter(); s != nil && p.caps.Snapshot == driver.SnapshotReflink {
+		wantNil(t, "Snapshot", s.Snapshot(ctx, base, newSnapshot()))
+		near("a base and its snapshot", measure()-empty, 32*mib)
+	}
 	if h.Foreign != nil {
 		was := measure()
 		h.Foreign(t, p.c, "theirs")
@@ -245,17 +252,17 @@ func testPhysical(t *testing.T, h Harness) {
 
 func testCancelled(t *testing.T, h Harness) {
 	p := newPool(t, h)
-	a := p.volume("a", mib, nil, false)
+	a := p.volume("a", p.unit(), nil, false)
 	s := newRef("s")
-	p.create(s, mib)
+	p.create(s, p.unit())
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	calls := map[string]func() error{
-		"Create":     func() error { return p.Create(ctx, driver.Spec{ID: "new", Size: mib}) },
+		"Create":     func() error { return p.Create(ctx, driver.Spec{ID: "new", Size: p.unit()}) },
 		"Publish":    func() error { _, err := p.Publish(ctx, s.ID, "s", false, nil); return err },
 		"Open":       func() error { _, err := p.Open(ctx, a, driver.Write); return err },
 		"Describe":   func() error { _, err := p.Describe(ctx, a); return err },
-		"Resize":     func() error { return p.Resize(ctx, a, 2*mib) },
+		"Resize":     func() error { return p.Resize(ctx, a, 2*p.unit()) },
 		"Delete":     func() error { return p.Delete(ctx, a) },
 		"PutSidecar": func() error { return p.PutSidecar(ctx, "a", nil) },
 		"Sidecar":    func() error { _, err := p.Sidecar(ctx, "a"); return err },
@@ -267,7 +274,13 @@ func testCancelled(t *testing.T, h Harness) {
 		"Reopen":     func() error { _, _, err := h.Type.Open(ctx, p.c); return err },
 	}
 	if c, ok := p.Driver.(driver.Cloner); ok {
-		calls["Clone"] = func() error { return c.Clone(ctx, driver.Spec{ID: "new", Size: mib}, a) }
+		calls["Clone"] = func() error { return c.Clone(ctx, driver.Spec{ID: "new", Size: p.unit()}, a) }
+	}
+	if s := p.snapshotter(); s != nil {
+		calls["Snapshot"] = func() error { return s.Snapshot(ctx, a, newSnapshot()) }
+		calls["DeleteSnapshot"] = func() error { return s.DeleteSnapshot(ctx, a, newSnapshot()) }
+		calls["OpenSnapshot"] = func() error { return errOf(s.OpenSnapshot(ctx, a, newSnapshot())) }
+		calls["Snapshots"] = func() error { return last(s.Snapshots(ctx, a)) }
 	}
 	if c, ok := p.Driver.(driver.Physical); ok {
 		calls["Physical"] = func() error { _, err := c.Physical(ctx); return err }
