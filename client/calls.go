@@ -33,6 +33,16 @@ func (c *Client) PoolStop(ctx context.Context, o api.Options, ref string) (api.O
 	return c.change(ctx, o, request{method: http.MethodPost, path: []string{"pools", ref, "stop"}})
 }
 
+// PoolBuild makes the storage of a pool that is not active from raw material.
+func (c *Client) PoolBuild(ctx context.Context, o api.Options, ref string, b api.PoolBuild) (api.Outcome, error) {
+	return c.change(ctx, o, request{method: http.MethodPost, path: []string{"pools", ref, "build"}, body: b})
+}
+
+// PoolRefresh looks at a pool's space and objects again now.
+func (c *Client) PoolRefresh(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
+	return c.change(ctx, o, request{method: http.MethodPost, path: []string{"pools", ref, "refresh"}})
+}
+
 // PoolDelete deletes a pool; with keepData its bytes and marker stay.
 func (c *Client) PoolDelete(ctx context.Context, o api.Options, ref string, keepData bool) (api.Outcome, error) {
 	r := request{method: http.MethodDelete, path: []string{"pools", ref}}
@@ -52,6 +62,11 @@ func (c *Client) Pool(ctx context.Context, ref string) (api.Pool, error) {
 	return get[api.Pool](ctx, c, "pools", ref)
 }
 
+// Drivers lists the pool technologies of the daemon's build.
+func (c *Client) Drivers(ctx context.Context) (api.List[api.Driver], error) {
+	return list[api.Driver](ctx, c, "drivers", api.Page{})
+}
+
 // Volumes lists volumes, of one pool unless pool is empty.
 func (c *Client) Volumes(ctx context.Context, pool string, p api.Page) (api.List[api.Volume], error) {
 	return list[api.Volume](ctx, c, "volumes", p, "pool", pool)
@@ -60,6 +75,24 @@ func (c *Client) Volumes(ctx context.Context, pool string, p api.Page) (api.List
 // Volume shows a volume.
 func (c *Client) Volume(ctx context.Context, ref string) (api.Volume, error) {
 	return get[api.Volume](ctx, c, "volumes", ref)
+}
+
+// Foreign lists what lies in pools and was not made by tarn, in one pool unless
+// pool is empty.
+func (c *Client) Foreign(ctx context.Context, pool string) (api.List[api.ForeignObject], error) {
+	return list[api.ForeignObject](ctx, c, "foreign", api.Page{}, "pool", pool)
+}
+
+// VolumeAdopt takes an object that tarn did not make into the records, where it
+// lies.
+func (c *Client) VolumeAdopt(ctx context.Context, o api.Options, v api.VolumeAdopt) (api.Outcome, error) {
+	return c.change(ctx, o, request{method: http.MethodPost, path: []string{"volumes", "adopt"}, body: v})
+}
+
+// VolumeRelease takes an adopted volume out of the records and leaves it where it
+// lies.
+func (c *Client) VolumeRelease(ctx context.Context, o api.Options, ref string) (api.Outcome, error) {
+	return c.change(ctx, o, request{method: http.MethodPost, path: []string{"volumes", ref, "release"}})
 }
 
 // ImageRename renames an image.
@@ -92,9 +125,20 @@ func (c *Client) CacheAdd(ctx context.Context, o api.Options, a api.CacheAdd) (a
 	return c.change(ctx, o, request{method: http.MethodPost, path: []string{"cache"}, body: a})
 }
 
+// CacheUnpin lets age decide about an image's base in a pool again.
+func (c *Client) CacheUnpin(ctx context.Context, o api.Options, u api.CacheUnpin) (api.Outcome, error) {
+	return c.change(ctx, o, request{method: http.MethodPost, path: []string{"cache", "unpin"}, body: u})
+}
+
 // CachePrune removes bases that nothing refers to.
 func (c *Client) CachePrune(ctx context.Context, o api.Options, p api.CachePrune) (api.Outcome, error) {
 	return c.change(ctx, o, request{method: http.MethodPost, path: []string{"cache", "prune"}, body: p})
+}
+
+// Scrub compares bases with what was imported. The operation's result is an
+// api.Report.
+func (c *Client) Scrub(ctx context.Context, o api.Options, s api.Scrub) (api.Outcome, error) {
+	return c.change(ctx, o, request{method: http.MethodPost, path: []string{"cache", "scrub"}, body: s})
 }
 
 // InstanceCreate creates an instance and its disks.

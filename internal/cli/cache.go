@@ -16,8 +16,8 @@ import (
 func (a *app) cacheCommand() *cobra.Command {
 	return a.noun("cache", "Manage the bases that disks are cloned from",
 		"A base holds one image's content in one pool. It is made when the first disk there needs it, and stays\n"+
-			"while anything reads from it.",
-		a.cacheList, a.cacheAdd, a.cachePrune)
+			"while anything reads from it, or it is pinned.",
+		a.cacheList, a.cacheAdd, a.cacheUnpin, a.cachePrune)
 }
 
 func (a *app) cacheList() *cobra.Command {
@@ -28,9 +28,9 @@ func (a *app) cacheList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printList(a, l, func(e api.CacheEntry) string { return e.Volume }, "POOL IMAGES STATE FORMAT SIZE ALLOCATED EXTENTS REFERENCES USED", func(e api.CacheEntry) []string {
+			return printList(a, l, func(e api.CacheEntry) string { return e.Volume }, "POOL IMAGES STATE FORMAT SIZE ALLOCATED EXTENTS REFERENCES PINNED USED", func(e api.CacheEntry) []string {
 				return []string{e.Pool, strings.Join(e.Images, ","), e.State, e.Format, size(e.VirtualSize), size(e.Allocated),
-					strconv.FormatInt(e.Extents, 10), strconv.Itoa(e.References), when(e.UpdatedAt)}
+					strconv.FormatInt(e.Extents, 10), strconv.Itoa(e.References), yesNo(e.Pinned), when(e.UpdatedAt)}
 			})
 		},
 	})
@@ -41,7 +41,7 @@ func (a *app) cacheAdd() *cobra.Command {
 	var add api.CacheAdd
 	cmd := f.add(a.command(verb{
 		use: "add IMAGE --pool POOL", short: "Put an image's base into a pool ahead of its use", args: []string{"IMAGE"}, complete: []names{imageNames},
-		example: "tarn cache add debian12 --pool fast",
+		example: "tarn cache add debian12 --pool fast\ntarn cache add debian12 --pool fast --pin",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
 			add.Image = args[0]
 			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.CacheAdd(ctx, o, add) }
@@ -49,6 +49,25 @@ func (a *app) cacheAdd() *cobra.Command {
 		},
 	}))
 	cmd.Flags().StringVar(&add.Pool, "pool", "", "the `POOL`")
+	cmd.Flags().BoolVar(&add.Pin, "pin", false, "keep it whatever its age, also one that is there already")
+	_ = cmd.MarkFlagRequired("pool")
+	a.completeFlag(cmd, "pool", poolNames)
+	return cmd
+}
+
+func (a *app) cacheUnpin() *cobra.Command {
+	var f changing
+	var u api.CacheUnpin
+	cmd := f.add(a.command(verb{
+		use: "unpin IMAGE --pool POOL", short: "Let age decide about a base again", args: []string{"IMAGE"}, complete: []names{imageNames},
+		example: "tarn cache unpin debian12 --pool fast",
+		run: func(ctx context.Context, c *client.Client, args []string) error {
+			u.Image = args[0]
+			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.CacheUnpin(ctx, o, u) }
+			return a.change(ctx, c, f, start, a.gone("is not pinned in pool "+u.Pool))
+		},
+	}))
+	cmd.Flags().StringVar(&u.Pool, "pool", "", "the `POOL`")
 	_ = cmd.MarkFlagRequired("pool")
 	a.completeFlag(cmd, "pool", poolNames)
 	return cmd

@@ -243,12 +243,14 @@ func noVerb(cmd *cobra.Command, args []string) error {
 	return e.WithHint("see %s --help", cmd.CommandPath())
 }
 
-// exactly asks for the named positional arguments, none of them empty.
+// exactly asks for the named positional arguments, none of them empty; those in
+// brackets, at the end, may be left out.
 func exactly(names []string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		hint := "usage: " + cmd.UseLine()
-		if len(args) < len(names) {
-			return usage("%s needs %s", cmd.CommandPath(), strings.Join(names[len(args):], " and ")).WithHint("%s", hint)
+		needed := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return strings.HasPrefix(n, "[") })
+		if len(args) < len(needed) {
+			return usage("%s needs %s", cmd.CommandPath(), strings.Join(needed[len(args):], " and ")).WithHint("%s", hint)
 		}
 		if len(args) > len(names) {
 			return usage("%s does not take the argument %q", cmd.CommandPath(), args[len(names)]).WithHint("%s", hint)

@@ -31,6 +31,11 @@ func poolNames(ctx context.Context, c *client.Client) ([]string, error) {
 	return namesOf(l, err, func(p api.Pool) string { return p.Name })
 }
 
+func driverNames(ctx context.Context, c *client.Client) ([]string, error) {
+	l, err := c.Drivers(ctx)
+	return namesOf(l, err, func(d api.Driver) string { return d.Name })
+}
+
 func imageNames(ctx context.Context, c *client.Client) ([]string, error) {
 	l, err := c.Images(ctx, everything)
 	return namesOf(l, err, func(i api.Image) string { return i.Name })

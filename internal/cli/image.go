@@ -66,8 +66,23 @@ func imageFields(i api.Image) []field {
 	return []field{
 		{"name", i.Name}, {"id", i.ID}, {"state", i.State}, {"format", i.Format}, {"virtual size", size(i.VirtualSize)},
 		{"min disk", sizeIfAny(i.MinDisk)}, {"sha256", i.SourceSHA256}, {"verified", strings.Join(algos, ", ")}, {"signed by", signed},
-		{"content", i.Content}, {"pools", basePools(i)}, {"created", when(i.CreatedAt)},
+		{"source", imageOrigin(i.Source)}, {"content", i.Content}, {"pools", basePools(i)}, {"created", when(i.CreatedAt)},
 	}
+}
+
+// imageOrigin says where an image came from.
+func imageOrigin(s *api.ImageSource) string {
+	if s == nil {
+		return ""
+	}
+	text := s.URL + s.Name
+	if s.Cloud != "" {
+		text += ", cloud " + s.Cloud
+	}
+	if s.Compression != "" {
+		text += ", " + s.Compression
+	}
+	return text
 }
 
 func (a *app) imageRename() *cobra.Command {

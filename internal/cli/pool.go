@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,27 +11,35 @@ import (
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/client"
 	"github.com/tarn-storage/tarn/diskfmt"
-	"github.com/tarn-storage/tarn/errs"
+	"github.com/tarn-storage/tarn/internal/disk"
 )
 
 func (a *app) poolCommand() *cobra.Command {
 	return a.noun("pool", "Manage storage pools",
 		"A pool is storage that an administrator sets aside, served by one driver. Pools on one file system\n"+
 			"share a capacity domain: its space is counted once, and overcommit and reserve belong to it.",
-		a.poolCreate, a.poolList, a.poolShow, a.poolStart, a.poolStop, a.poolSet, a.poolRename, a.poolImport, a.poolDelete)
+		a.poolCreate, a.poolList, a.poolShow, a.poolBuild, a.poolStart, a.poolStop, a.poolRefresh, a.poolSet, a.poolRename, a.poolImport, a.poolDelete, a.poolCapabilities)
 }
 
 func (a *app) poolCreate() *cobra.Command {
 	var f changing
 	var p api.PoolCreate
-	cmd := f.add(a.command(verb{
-		use: "create NAME --driver dir --path DIR", short: "Set a directory aside as a pool", args: []string{"NAME"}, complete: []names{none},
-		long:    "The directory is made if it is missing. Files that are in it stay foreign: tarn leaves them alone.",
+	cmd := f.addDestroying(a.command(verb{
+		use: "create NAME --driver DRIVER", short: "Set storage aside as a pool", args: []string{"NAME"}, complete: []names{none},
+		long: "The driver says how the storage is used and which flags name it: tarn pool capabilities lists both.\n" +
+			"A directory is made if it is missing. What is in the storage stays foreign: tarn leaves it alone.\n\n" +
+			"With --build the storage is made first, as a file system on a device. With --define the pool is only\n" +
+			"recorded: tarn pool build makes its storage, if that is needed, and tarn pool start takes it into use.",
 		example: "tarn pool create fast --driver dir --path /srv/tarn/fast\ntarn pool create big --driver dir --path /srv/big --overcommit 2 --reserve 50G",
 		run: func(ctx context.Context, c *client.Client, args []string) (err error) {
 			p.Name = args[0]
-			if p.Path, err = absolute(p.Path); err != nil {
+			if err := ownPaths(&p.Path, &p.Source); err != nil {
 				return err
+			}
+			if p.Overwrite {
+				if err := a.destroy(f, "Overwrite %s?", disk.PoolSource(p.Source)); err != nil {
+					return err
+				}
 			}
 			if p.Reserve != "" {
 				if p.Reserve, err = parseReserve(p.Reserve); err != nil {
@@ -43,25 +50,17 @@ func (a *app) poolCreate() *cobra.Command {
 			return a.change(ctx, c, f, start, result(a, a.poolGetter(ctx, c), "created"))
 		},
 	}))
-	cmd.Flags().StringVar(&p.Driver, "driver", "", "how the storage is used: dir")
-	cmd.Flags().StringVar(&p.Path, "path", "", "the `DIR`ectory")
+	sourceFlags(cmd, &p.Driver, &p.Path, &p.Source)
+	cmd.Flags().BoolVar(&p.Build, "build", false, "make the storage first; refused where a signature says that it is in use")
+	cmd.Flags().BoolVar(&p.Overwrite, "overwrite", false, "build whatever is there: what it holds is lost")
+	cmd.Flags().BoolVar(&p.Define, "define", false, "record the pool and leave its storage alone")
 	cmd.Flags().Var(newChoice(&p.DiskFormat, "auto", "raw", "qcow2"), "disk-format", "format of new disks; auto lets the driver choose")
 	addImageFormats(cmd, &p.ImageFormats, "formats that may be imported into the pool, as raw,qcow2 (any)")
 	cmd.Flags().StringVar(&p.Owner, "owner", "", "`USER:GROUP` that disks belong to, QEMU's (the daemon's own)")
 	cmd.Flags().Var(ratio{&p.Overcommit}, "overcommit", "promise every byte so many times (1.0)")
 	cmd.Flags().StringVar(&p.Reserve, "reserve", "", "percentage or `SIZE` that is never promised (5%)")
 	ifAbsentFlag(cmd, &p.IfAbsent, "a pool of that name with those settings")
-	_ = cmd.MarkFlagRequired("driver")
-	_ = cmd.MarkFlagRequired("path")
 	return cmd
-}
-
-func absolute(path string) (string, error) {
-	if path == "" {
-		return "", nil
-	}
-	p, err := filepath.Abs(path)
-	return p, errs.Wrap(err, "cli", path)
 }
 
 func (a *app) poolGetter(ctx context.Context, c *client.Client) func(string) (api.Pool, error) {
@@ -69,18 +68,28 @@ func (a *app) poolGetter(ctx context.Context, c *client.Client) func(string) (ap
 }
 
 func (a *app) poolList() *cobra.Command {
-	return a.command(verb{
-		use: "list", aliases: []string{"ls"}, short: "List pools", example: "tarn pool list\ntarn pool list -o json",
+	var w watching
+	cmd := a.command(verb{
+		use: "list", aliases: []string{"ls"}, short: "List pools", example: "tarn pool list\ntarn pool list --watch\ntarn pool list -o json",
+		long: "A pool is active, full when nothing new fits, degraded when its storage does not serve, or inactive.\n\n" +
+			"With --watch the list is kept up until interrupted: a table on a terminal; elsewhere a line for each pool\n" +
+			"that changed, or with -o json the whole list, on one line, for each change.",
 		run: func(ctx context.Context, c *client.Client, _ []string) error {
+			if w.on || w.every.set {
+				return a.watchPools(ctx, c, w)
+			}
 			l, err := c.Pools(ctx, everything)
 			if err != nil {
 				return err
 			}
-			return printList(a, l, func(p api.Pool) string { return p.ID }, "NAME DRIVER STATE CAPACITY COMMITTED AVAILABLE PATH", func(p api.Pool) []string {
-				return []string{p.Name, p.Driver, p.State, size(p.Capacity), size(p.Committed), size(p.Available), p.Path}
+			return printList(a, l, func(p api.Pool) string { return p.ID }, "NAME DRIVER STATE CAPACITY COMMITTED AVAILABLE STORAGE", func(p api.Pool) []string {
+				return []string{p.Name, p.Driver, p.State, size(p.Capacity), size(p.Committed), size(p.Available), poolWhere(p)}
 			})
 		},
 	})
+	cmd.Flags().BoolVarP(&w.on, "watch", "w", false, "go on, and show what changes")
+	cmd.Flags().Var(&w.every, "interval", "with --watch, look every so often (2s)")
+	return cmd
 }
 
 func (a *app) poolShow() *cobra.Command {
@@ -109,19 +118,25 @@ func poolFields(p api.Pool) []field {
 	if !p.ForeignAt.IsZero() {
 		foreign += " at " + when(p.ForeignAt)
 	}
-	return []field{
-		{"name", p.Name}, {"id", p.ID}, {"driver", p.Driver}, {"state", p.State}, {"path", p.Path}, {"owner", p.Owner},
-		{"disk format", p.DiskFormat}, {"image formats", (&imageFormats{&p.ImageFormats}).String()}, {"identity", p.Identity}, {"domain", p.Domain}, {"shares with", shares},
-		{"capacity", size(p.Capacity)}, {"provisioned", size(p.Provisioned)}, {"committed", size(p.Committed)},
-		{"allocated", size(p.Allocated)}, {"foreign", foreign}, {"reserved", size(p.Reserved)}, {"available", size(p.Available)},
-		{"overcommit", strconv.FormatFloat(p.Overcommit, 'f', -1, 64)}, {"created", when(p.CreatedAt)},
+	fields := []field{{"name", p.Name}, {"id", p.ID}, {"driver", p.Driver}, {"state", p.State}, {"reason", p.Reason}}
+	of := disk.Pool{Path: p.Path, Source: disk.PoolSource(p.Source)}
+	for _, f := range disk.SourceFields() {
+		fields = append(fields, field{strings.ReplaceAll(string(f), "-", " "), *of.Field(f)})
 	}
+	return append(fields, []field{
+		{"owner", p.Owner}, {"disk format", p.DiskFormat}, {"image formats", (&imageFormats{&p.ImageFormats}).String()}, {"identity", p.Identity}, {"domain", p.Domain}, {"shares with", shares},
+		{"capacity", size(p.Capacity)}, {"provisioned", size(p.Provisioned)}, {"committed", size(p.Committed)},
+		{"allocated", size(p.Allocated)}, {"foreign", foreign}, {"free", size(p.Free)}, {"reserved", size(p.Reserved)}, {"available", size(p.Available)},
+		{"data used", share(p.DataPercent)}, {"metadata used", share(p.MetadataPercent)}, {"time to full", fullIn(p)},
+		{"overcommit", strconv.FormatFloat(p.Overcommit, 'f', -1, 64)}, {"created", when(p.CreatedAt)},
+	}...)
 }
 
 func (a *app) poolStart() *cobra.Command {
 	var f changing
 	return f.add(a.command(verb{
-		use: "start POOL", short: "Make a stopped pool active", args: []string{"POOL"}, complete: []names{poolNames}, example: "tarn pool start fast",
+		use: "start POOL", short: "Make a pool active", args: []string{"POOL"}, complete: []names{poolNames}, example: "tarn pool start fast",
+		long: "The storage is set going where its driver has to, as by a mount.",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
 			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.PoolStart(ctx, o, args[0]) }
 			return a.change(ctx, c, f, start, result(a, a.poolGetter(ctx, c), "started"))
@@ -133,7 +148,8 @@ func (a *app) poolStop() *cobra.Command {
 	var f changing
 	return f.add(a.command(verb{
 		use: "stop POOL", short: "Make a pool inactive", args: []string{"POOL"}, complete: []names{poolNames}, example: "tarn pool stop fast",
-		long: "Nothing is read from or written to an inactive pool.",
+		long: "Nothing is read from or written to an inactive pool. What starting it set going, as a mount, is ended;\n" +
+			"while guests use that, the pool stays active and the command fails as busy.",
 		run: func(ctx context.Context, c *client.Client, args []string) error {
 			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.PoolStop(ctx, o, args[0]) }
 			return a.change(ctx, c, f, start, result(a, a.poolGetter(ctx, c), "stopped"))
@@ -270,22 +286,19 @@ func (a *app) poolImport() *cobra.Command {
 	var f changing
 	var p api.PoolImport
 	cmd := f.add(a.command(verb{
-		use: "import --driver dir --path DIR", short: "Take a pool into the records again",
+		use: "import --driver DRIVER", short: "Take a pool into the records again",
 		long: "A pool describes itself: its images, volumes, instances and disks come back from what stands beside\n" +
 			"them, without looking into any disk. Leases come back unverified.",
 		example: "tarn pool import --driver dir --path /srv/tarn/fast",
 		run: func(ctx context.Context, c *client.Client, _ []string) (err error) {
-			if p.Path, err = absolute(p.Path); err != nil {
+			if err := ownPaths(&p.Path, &p.Source); err != nil {
 				return err
 			}
 			start := func(ctx context.Context, o api.Options) (api.Outcome, error) { return c.PoolImport(ctx, o, p) }
 			return a.change(ctx, c, f, start, result(a, a.poolGetter(ctx, c), "imported"))
 		},
 	}))
-	cmd.Flags().StringVar(&p.Driver, "driver", "", "how the storage is used: dir")
-	cmd.Flags().StringVar(&p.Path, "path", "", "the `DIR`ectory")
-	_ = cmd.MarkFlagRequired("driver")
-	_ = cmd.MarkFlagRequired("path")
+	sourceFlags(cmd, &p.Driver, &p.Path, &p.Source)
 	return cmd
 }
 

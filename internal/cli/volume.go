@@ -10,16 +10,20 @@ import (
 )
 
 func (a *app) volumeCommand() *cobra.Command {
-	return a.noun("volume", "Look at the volumes of pools",
+	return a.noun("volume", "Look at the volumes of pools, adopt and release them",
 		"A volume is one named, sized block of bytes in a pool: a base or a disk's content.",
-		a.volumeList, a.volumeShow)
+		a.volumeList, a.volumeShow, a.volumeAdopt, a.volumeRelease)
 }
 
 func (a *app) volumeList() *cobra.Command {
 	var pool string
+	var foreign bool
 	cmd := a.command(verb{
-		use: "list", aliases: []string{"ls"}, short: "List volumes", example: "tarn volume list\ntarn volume list --pool fast",
+		use: "list", aliases: []string{"ls"}, short: "List volumes", example: "tarn volume list\ntarn volume list --pool fast --foreign",
 		run: func(ctx context.Context, c *client.Client, _ []string) error {
+			if foreign {
+				return a.foreignList(ctx, c, pool)
+			}
 			l, err := c.Volumes(ctx, pool, everything)
 			if err != nil {
 				return err
@@ -30,6 +34,7 @@ func (a *app) volumeList() *cobra.Command {
 		},
 	})
 	cmd.Flags().StringVar(&pool, "pool", "", "only volumes in this `POOL`")
+	cmd.Flags().BoolVar(&foreign, "foreign", false, "what lies in pools and was not made by tarn instead: it is left alone until it is adopted")
 	a.completeFlag(cmd, "pool", poolNames)
 	return cmd
 }
@@ -43,14 +48,17 @@ func (a *app) volumeShow() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			backing := ""
+			backing, origin := "", ""
+			if v.Adopted {
+				origin = "adopted"
+			}
 			if v.Backing != nil {
 				backing = v.Backing.Volume + " (" + v.Backing.Format + ", " + v.Backing.Content + ")"
 			}
 			return a.printObject(v, v.ID, []field{
 				{"name", v.Name}, {"id", v.ID}, {"pool", v.Pool}, {"kind", v.Kind}, {"state", v.State}, {"format", v.Format},
 				{"virtual size", size(v.VirtualSize)}, {"requested size", size(v.RequestedSize)}, {"allocated size", size(v.AllocatedSize)},
-				{"committed", size(v.Committed)}, {"backing", backing}, {"content", v.Content}, {"path", v.Path}, {"created", when(v.CreatedAt)},
+				{"committed", size(v.Committed)}, {"origin", origin}, {"backing", backing}, {"content", v.Content}, {"path", v.Path}, {"created", when(v.CreatedAt)},
 			})
 		},
 	})

@@ -16,8 +16,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
@@ -149,15 +147,10 @@ func startEngine(ctx context.Context, c config.Config, s *store.Store, b *ballas
 		formats[i] = diskfmt.Format(f)
 	}
 	return engine.New(ctx, engine.Config{
-		Store: s, Fetch: from, Clouds: clouds, Formats: formats, Host: host, Types: all.Types(), Ingest: ingest.Config{User: worker, Spool: nameless(c.StateDir)}, DefaultPool: c.DefaultPool,
+		Store: s, Fetch: from, Clouds: clouds, Formats: formats, Host: host, Types: all.Types(), Ingest: ingest.Config{User: worker}, DefaultPool: c.DefaultPool,
 		Clock: time.Now, Log: log, Version: api.Build().Version, Ballast: b, StateDir: c.StateDir,
 		KeepOperations: time.Duration(c.KeepOperations),
 	})
-}
-
-// nameless makes files in dir that have no name and go when they are closed.
-func nameless(dir string) func() (*os.File, error) {
-	return func() (*os.File, error) { return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600) }
 }
 
 // sources reads the files that say whom to trust when images are fetched, and

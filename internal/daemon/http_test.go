@@ -131,6 +131,8 @@ func TestMetrics(t *testing.T) {
 		`(?m)^tarn_import_bytes_total [1-9]`,
 		`(?m)^tarn_pool_capacity_bytes\{domain="[^"]+",driver="dir",pool="p"\} [1-9]`,
 		`(?m)^tarn_pool_committed_bytes\{`, `(?m)^tarn_pool_allocated_bytes\{`, `(?m)^tarn_pool_foreign_bytes\{`,
+		`(?m)^tarn_pool_free_bytes\{`, `(?m)^tarn_pool_active\{pool="p"\} 1`, `(?m)^tarn_pool_state\{pool="p",state="active"\} 1`,
+		`(?m)^tarn_pool_state\{pool="p",state="(degraded|full|inactive)"\} 0`,
 		`(?m)^tarn_request_duration_seconds_count\{route="POST /v1/images",status="200"\} 1`,
 	} {
 		if !regexp.MustCompile(want).Match(b) {

@@ -125,11 +125,19 @@ func samePool(r api.PoolCreate) func(context.Context, *store.Tx) (existing, erro
 }
 
 func comparePool(r api.PoolCreate, p disk.Pool, d disk.Domain) (string, error) {
-	path, err := poolPath(r.Path)
-	if err != nil {
-		return "", err
+	want := []property{{"driver", r.Driver, p.Driver}}
+	asked := disk.Pool{Path: r.Path, Source: disk.PoolSource(r.Source)}
+	for _, f := range disk.SourceFields() {
+		v := *asked.Field(f)
+		if v != "" {
+			var err error
+			if v, err = sourceValue(f, v); err != nil {
+				return "", err
+			}
+		}
+		want = append(want, property{strings.ReplaceAll(string(f), "-", " "), v, *p.Field(f)})
 	}
-	want := []property{{"driver", r.Driver, p.Driver}, {"path", path, p.Path}, {"disk format", r.DiskFormat, string(p.DiskFormat)}}
+	want = append(want, property{"disk format", r.DiskFormat, string(p.DiskFormat)})
 	if len(r.ImageFormats) > 0 {
 		have := slices.Clone(p.ImageFormats)
 		asked, err := parseImageFormats(r.ImageFormats)

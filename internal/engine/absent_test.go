@@ -198,3 +198,21 @@ func TestImageIfAbsent(t *testing.T) {
 	all.Wait()
 	b.silent("asking for images")
 }
+
+// TestDefinedPoolKeepsItsSettings starts a pool that was only recorded: its
+// domain has the overcommit and the reserve that were asked for.
+func TestDefinedPoolKeepsItsSettings(t *testing.T) {
+	ctx, none := context.Background(), api.Options{}
+	b := newBench(t)
+	b.must(b.PoolCreate(ctx, none, api.PoolCreate{Name: "p", Driver: "dir", Path: filepath.Join(t.TempDir(), "p"), Define: true, Overcommit: new(2.0), Reserve: "1G"}))
+	b.must(b.PoolStart(ctx, none, "p"))
+	if p := must(b.Pool(ctx, "p")); p.Overcommit != 2 || p.Reserved != 1<<30 {
+		t.Errorf("a pool that was defined has overcommit %v and reserve %d, want 2 and 1 GiB", p.Overcommit, p.Reserved)
+	}
+	b.must(b.PoolCreate(ctx, none, api.PoolCreate{Name: "q", Driver: "dir", Path: filepath.Join(t.TempDir(), "q"), Define: true}))
+	b.must(b.PoolStart(ctx, none, "q"))
+	if q := must(b.Pool(ctx, "q")); q.Overcommit != 2 || q.Reserved != 1<<30 {
+		t.Errorf("a pool in the same domain that was defined without settings has overcommit %v and reserve %d, want 2 and 1 GiB", q.Overcommit, q.Reserved)
+	}
+	b.silent("starting defined pools")
+}

@@ -217,6 +217,16 @@ func (e *Engine) grant(ctx context.Context, tx *store.Tx, r diskRecords, target 
 	if now.volume.State != disk.VolumeReady || (now.lease == nil) != (r.lease == nil) || now.lease != nil && now.lease.Generation != r.lease.Generation {
 		return errs.New(errs.Busy, "disk.attach", r.disk.Name, "the disk changed meanwhile").WithHint("try again")
 	}
+	for b := now.volume.Backing; b != nil; {
+		base, err := tx.Volumes.Get(ctx, b.VolumeID)
+		if err == nil {
+			err = sound("disk.attach", diskSubject(now).Name, base)
+		}
+		if err != nil {
+			return err
+		}
+		b = base.Backing
+	}
 	if err := e.fixTarget(ctx, tx, now, target); err != nil {
 		return err
 	}

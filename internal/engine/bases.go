@@ -18,9 +18,10 @@ import (
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
-// baseIn returns the base of a pool that holds content, in any state.
+// baseIn returns the base of a pool that holds content, in any state. One that was
+// adopted is none of an image's.
 func baseIn(ctx context.Context, tx *store.Tx, p disk.PoolID, content string) (disk.Volume, error) {
-	return tx.Volumes.One(ctx, store.Eq("pool_id", p), store.Eq("kind", disk.KindBase), store.Eq("content", content))
+	return tx.Volumes.One(ctx, store.Eq("pool_id", p), store.Eq("kind", disk.KindBase), store.Eq("content", content), store.Eq("adopted", false))
 }
 
 // ensureArgs is what base.ensure/v1 sees to.
@@ -77,7 +78,7 @@ func (e *Engine) ensureOnce(ctx context.Context, c *journal.Call, a ensureArgs) 
 	case err != nil && !errors.Is(err, errs.NotFound):
 		return false, err
 	}
-	d, err := e.draftBase(ctx, i, p, base)
+	d, err := e.draftBase(ctx, i, p, base, false)
 	if err != nil {
 		return false, err
 	}
@@ -149,24 +150,33 @@ func (e *Engine) await(ctx context.Context, c *journal.Call, id journal.ID) (op 
 	return op, err
 }
 
-// copyArgs is what base.copy/v1 makes, and the record as it was of a lost base
-// that it makes again.
+// copyArgs is what base.copy/v1 makes, and the record as it was of a base out of
+// use that it makes again.
 type copyArgs struct {
 	Volume disk.VolumeID `json:"volume"`
 	From   disk.VolumeID `json:"from"`
 	Lost   *disk.Volume  `json:"lost,omitempty"`
 }
 
-// draftBase drafts the operation that copies an image's base into pool p. A lost
-// base that the pool had is made again under its record, so that what reads
-// from it reads the same content again (I6).
-func (e *Engine) draftBase(ctx context.Context, i disk.Image, p disk.Pool, had disk.Volume) (draft, error) {
-	d := newDraft("cache.add", imageSubject(i))
-	opened, err := e.pool(p)
-	if err != nil {
-		return d, err
+// draftBase drafts the operation that copies an image's base into pool p from
+// another, to stay whatever its age if it is pinned.
+func (e *Engine) draftBase(ctx context.Context, i disk.Image, p disk.Pool, had disk.Volume, pinned bool) (draft, error) {
+	if _, err := e.pool(p); err != nil {
+		return draft{}, err
 	}
 	from, err := e.anyBase(ctx, i)
+	if err != nil {
+		return draft{}, err
+	}
+	return e.draftCopy(ctx, i, p, from, had, pinned)
+}
+
+// draftCopy drafts the operation that copies base from into pool p. A base out of
+// use that the pool had is made again under its record, so that what reads from
+// it reads the same content again (I6).
+func (e *Engine) draftCopy(ctx context.Context, i disk.Image, p disk.Pool, from, had disk.Volume, pinned bool) (draft, error) {
+	d := newDraft("cache.add", imageSubject(i))
+	opened, err := e.pool(p)
 	if err != nil {
 		return d, err
 	}
@@ -178,15 +188,12 @@ func (e *Engine) draftBase(ctx context.Context, i disk.Image, p disk.Pool, had d
 	v := disk.Volume{
 		ID: disk.VolumeID(newID()), PoolID: p.ID, Name: BaseName(i.Content, diskfmt.Raw), Kind: disk.KindBase, State: disk.VolumeCreating, Format: diskfmt.Raw,
 		VirtualSize: disk.RoundUp(from.ContentSize, opened.Caps.SizeUnit), RequestedSize: from.ContentSize, ContentSize: from.ContentSize,
-		Content: i.Content, Extents: from.Extents, Committed: from.Committed, Writing: from.Allocated,
+		Content: i.Content, Extents: from.Extents, Pinned: pinned, Committed: from.Committed, Writing: from.Allocated,
 		CreatedBy: disk.OperationID(d.id), CreatedAt: now, UpdatedAt: now,
 	}
 	a := copyArgs{Volume: v.ID, From: from.ID}
 	if had.ID != "" {
-		if _, err := opened.Describe(ctx, driver.Ref{ID: had.ID, Name: had.Name}); err == nil {
-			return d, errs.New(errs.Corrupt, "cache.add", had.Name, "%s is recorded as lost, and a file of its name is in pool %s", had.Name, p.Name).
-				WithHint("tarn doctor says whether it is the one; else move it out of the pool")
-		} else if !errors.Is(err, errs.NotFound) {
+		if err := vacant(ctx, opened, p, had); err != nil {
 			return d, err
 		}
 		a.Volume, a.Lost = had.ID, &had
@@ -200,42 +207,17 @@ func (e *Engine) draftBase(ctx context.Context, i disk.Image, p disk.Pool, had d
 			return errs.Wrap(err, "cache.add", i.Name)
 		}
 		if a.Lost != nil {
-			return remake(ctx, tx, had.ID, v)
+			return remake(ctx, tx, had, v)
 		}
 		return tx.Volumes.Insert(ctx, v)
 	}
 	return d, nil
 }
 
-// remake has the lost base id made again as v describes it: the identity, which
-// others refer to, stays.
-func remake(ctx context.Context, tx *store.Tx, id disk.VolumeID, v disk.Volume) error {
-	was, err := tx.Volumes.Get(ctx, id)
-	if err != nil {
-		return err
-	}
-	if was.State != disk.VolumeLost {
-		return errs.New(errs.Busy, "cache.add", was.Name, "the lost base %s is %s by now", was.Name, was.State).WithHint("try again")
-	}
-	v.ID, v.Name, v.Generation, v.CreatedAt = was.ID, was.Name, was.Generation, was.CreatedAt
-	return tx.Volumes.Update(ctx, v)
-}
-
-// loseAgain is the undoing of remake.
-func loseAgain(ctx context.Context, tx *store.Tx, was disk.Volume) error {
-	now, err := tx.Volumes.Get(ctx, was.ID)
-	if err != nil {
-		return err
-	}
-	was.Generation = now.Generation
-	return tx.Volumes.Update(ctx, was)
-}
-
-// damaged refuses a base that is recorded as corrupt or quarantined. Whatever
-// its file holds is left to a person.
+// damaged refuses a base that is out of use.
 func damaged(op string, base disk.Volume) error {
-	return errs.New(errs.Corrupt, op, base.Name, "base %s is recorded as %s", base.Name, base.State).
-		WithHint("move its file out of the pool and run tarn doctor --repair: it is lost then, and made again when it is needed")
+	return errs.New(errs.Corrupt, op, base.Name, "base %s is recorded as %s: it does not hold what was imported", base.Name, base.State).
+		WithHint("tarn doctor --scrub --repair makes it again")
 }
 
 // anyBase returns a ready base of image i in an active pool.
@@ -251,7 +233,7 @@ func (e *Engine) anyBase(ctx context.Context, i disk.Image) (disk.Volume, error)
 	}
 	if len(bases) > 0 && !slices.ContainsFunc(bases, func(b disk.Volume) bool { return !(around{volume: b}).out() }) {
 		return disk.Volume{}, errs.New(errs.Corrupt, "image", i.Name, "every copy of the content of image %s is lost or damaged", i.Name).
-			WithHint("import the same bytes under another name: that makes a lost copy again, for both images")
+			WithHint("tarn doctor --scrub --repair fetches it again if it is known from where; importing the same bytes under another name makes it again, too")
 	}
 	return disk.Volume{}, noBase(i)
 }
@@ -283,14 +265,23 @@ func (e *Engine) baseCopy() journal.Handler[*store.Tx] {
 			}
 			return errors.Join(tx.Volumes.Update(ctx, v), e.emit(ctx, tx, "volume.ready", volumeSubject(v), c.Op.ID))
 		},
-		undo: e.volumeRemove,
+		undo: func(ctx context.Context, c *journal.Call) error {
+			var a copyArgs
+			if err := c.Args(&a); err != nil {
+				return err
+			}
+			if a.Lost == nil {
+				return e.volumeRemove(ctx, c)
+			}
+			return e.takeBackBase(ctx, c, a.Volume, *a.Lost)
+		},
 		undoCommit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
 			var a copyArgs
 			if err := c.Args(&a); err != nil {
 				return err
 			}
 			if a.Lost != nil {
-				return loseAgain(ctx, tx, *a.Lost)
+				return loseAgain(ctx, tx, *a.Lost, c.Handed() == true)
 			}
 			return e.forgetVolume(ctx, tx, a.Volume, c.Op.ID)
 		},
@@ -319,10 +310,26 @@ func (e *Engine) copyBase(ctx context.Context, c *journal.Call, a copyArgs) (dis
 	}
 	side.Volume.Writing, side.Volume.UpdatedAt = 0, e.now()
 	defer e.reading.take(from.PoolID)()
-	return dst.Create(ctx, side, pool.Making{Method: plan.Generate, Fill: func(ctx context.Context, dev driver.Device) error {
-		return copyVerified(ctx, c, src, from, dev)
-	}})
+	m := pool.Making{Method: plan.Generate, Fill: func(ctx context.Context, dev driver.Device) error {
+		err := copyVerified(ctx, c, src, from, dev)
+		if err == nil && a.Lost != nil {
+			err = e.unread(ctx, *a.Lost) // the last moment
+		}
+		return err
+	}}
+	if a.Lost != nil {
+		return dst.Replace(ctx, side, *a.Lost, m)
+	}
+	return dst.Create(ctx, side, m)
 }
+
+// shortened is a container without what its technology rounded it up by.
+type shortened struct {
+	driver.Device
+	size int64
+}
+
+func (s shortened) Size() int64 { return s.size }
 
 // copyVerified copies a base's bytes and proves that what arrived is the
 // recorded content (I6).
@@ -332,7 +339,11 @@ func copyVerified(ctx context.Context, c *journal.Call, src *pool.Pool, from dis
 		return err
 	}
 	defer in.Close()
-	if err := blkio.Copy(ctx, dst, in, func(done int64) { c.Progress(done, 2*from.VirtualSize, "bytes") }); err != nil {
+	var bytes blkio.Source = in
+	if in.Size() > dst.Size() {
+		bytes = shortened{in, dst.Size()}
+	}
+	if err := blkio.Copy(ctx, dst, bytes, func(done int64) { c.Progress(done, 2*from.VirtualSize, "bytes") }); err != nil {
 		return err
 	}
 	sum, err := blkio.SumSource(ctx, dst, from.ContentSize, func(done int64) { c.Progress(from.VirtualSize+done, 2*from.VirtualSize, "bytes") })

@@ -334,7 +334,8 @@ func (e *Engine) imageImport(ctx context.Context, o api.Options, r, kept api.Ima
 		return api.Outcome{}, errs.Wrap(err, "image.import", or(name, r.Name))
 	}
 	now := e.now()
-	i := disk.Image{ID: disk.ImageID(newID()), Name: r.Name, State: disk.ImageCreating, Format: diskfmt.Format(c.Format), MinDisk: max(r.MinDisk, c.minDisk), CreatedAt: now, UpdatedAt: now}
+	i := disk.Image{ID: disk.ImageID(newID()), Name: r.Name, State: disk.ImageCreating, Format: diskfmt.Format(c.Format), MinDisk: max(r.MinDisk, c.minDisk),
+		Source: imageSource(name, kept.ImageDetails, c), CreatedAt: now, UpdatedAt: now}
 	a := importArgs{Image: i.ID, Volume: disk.VolumeID(newID()), Pool: p.ID, Domain: p.DomainID, claim: c}
 	d := newDraft("image.import", imageSubject(i))
 	d.request, d.resources = kept, []string{"image:" + string(i.ID)}

@@ -34,7 +34,7 @@ func diskKeys(d disk.Disk) map[string]string {
 
 // baseKeys returns what no other base may have.
 func baseKeys(v disk.Volume) map[string]string {
-	if v.Content == "" {
+	if v.Content == "" || v.Adopted {
 		return nil
 	}
 	return map[string]string{"content " + string(v.PoolID) + v.Content + string(v.Format): "the content " + v.Content}

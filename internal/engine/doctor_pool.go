@@ -80,7 +80,7 @@ func (c *checkup) checkPool(ctx context.Context, r disk.Pool) (*finding, bool, e
 			advise("see to its storage, then tarn pool start %s", r.Name)
 		return &f, false, nil
 	}
-	if _, err := p.Stat(ctx); err != nil {
+	if _, err := p.Glance(ctx); err != nil {
 		f := unreadable(r, err)
 		return &f, false, ctx.Err()
 	}
@@ -258,7 +258,7 @@ func (e *Engine) moveDomain(ctx context.Context, tx *store.Tx, id disk.PoolID, i
 	if err != nil {
 		return err
 	}
-	m.Pool.DomainID, m.Pool.Identity, m.Pool.UpdatedAt = d.ID, identity+":"+m.Pool.Path, e.now()
+	m.Pool.DomainID, m.Pool.Identity, m.Pool.UpdatedAt = d.ID, identity+":"+m.Pool.Where(), e.now()
 	if err := tx.Pools.Update(ctx, m.Pool); err != nil {
 		return err
 	}

@@ -104,7 +104,8 @@ func (c *checkup) unfinishedImage(i disk.Image) finding {
 
 // residue explains a volume in an -ing state that no operation works on: what a
 // lost journal left. A making is undone and a deletion finished; the resize of a
-// container that has its recorded size never happened.
+// container that has its recorded size never happened. An object that tarn did not
+// make is let go: nothing tells whether it was to be deleted.
 func (c *checkup) residue(a around, p *pool.Pool) finding {
 	f := found("I1", a.name(), "volume %s is recorded as %s, and no operation is at work on it", a.volume.Name, a.volume.State)
 	switch {
@@ -114,6 +115,9 @@ func (c *checkup) residue(a around, p *pool.Pool) finding {
 		return f.advise("detach it first: tarn disk detach %s", a.name())
 	case a.volume.State == disk.VolumeResizing:
 		return f.repair("records the size its container has as it was, or takes it out of use", func(ctx context.Context) (string, error) { return c.e.settleResize(ctx, p, a.volume) })
+	}
+	if a.volume.Adopted {
+		return f.repair("lets the object go, which tarn did not make", func(ctx context.Context) (string, error) { return c.e.letGo(ctx, a.volume) })
 	}
 	return f.repair("removes what is left of it", func(ctx context.Context) (string, error) { return c.e.clear(ctx, a.volume) })
 }
@@ -142,9 +146,19 @@ func (e *Engine) settleResize(ctx context.Context, p *pool.Pool, v disk.Volume) 
 // clear removes, as an operation of its own, what is left of a volume that was
 // never finished or was being deleted.
 func (e *Engine) clear(ctx context.Context, v disk.Volume) (string, error) {
+	return "removed what was left of it", e.endVolume(ctx, v, journal.NewStep(stepVolumeDelete, volumeArgs{Volume: v.ID}))
+}
+
+// letGo is clear for an object that tarn did not make.
+func (e *Engine) letGo(ctx context.Context, v disk.Volume) (string, error) {
+	return "let the object go: it lies where it lay, and is foreign", e.endVolume(ctx, v, journal.NewStep(stepVolumeRelease, adoptArgs{v.ID}))
+}
+
+// endVolume ends a volume's record by one step.
+func (e *Engine) endVolume(ctx context.Context, v disk.Volume, by journal.Step) error {
 	d := newDraft("volume.clear", volumeSubject(v))
 	d.resources = []string{"volume:" + string(v.ID)}
-	d.steps = []journal.Step{journal.NewStep(stepVolumeDelete, volumeArgs{Volume: v.ID})}
+	d.steps = []journal.Step{by}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
 		now, err := tx.Volumes.Get(ctx, v.ID)
 		if err != nil {
@@ -156,7 +170,7 @@ func (e *Engine) clear(ctx context.Context, v disk.Volume) (string, error) {
 		now.State = disk.VolumeDeleting
 		return tx.Volumes.Update(ctx, now)
 	}
-	return "removed what was left of it", e.run(ctx, d)
+	return e.run(ctx, d)
 }
 
 // checkOperations looks for operations that stand still.

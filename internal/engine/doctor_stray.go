@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"slices"
 	"strings"
 
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -98,7 +97,7 @@ func (c *checkup) checkObjects(ctx context.Context, r disk.Pool, p *pool.Pool) e
 			if err == nil {
 				_, err = p.Sidecar(ctx, name)
 			}
-			if errors.Is(err, errs.NotFound) {
+			if hasNoSidecar(err) {
 				foreign, err = append(foreign, name), nil
 			} else if err == nil {
 				orphans = append(orphans, c.e.readOrphan(ctx, p, r, name))
@@ -106,9 +105,7 @@ func (c *checkup) checkObjects(ctx context.Context, r disk.Pool, p *pool.Pool) e
 		}
 		return err
 	})
-	slices.SortStableFunc(orphans, func(a, b orphan) int { // bases before what reads from them
-		return boolInt(a.sidecar.Volume.Kind != disk.KindBase) - boolInt(b.sidecar.Volume.Kind != disk.KindBase)
-	})
+	lowestFirst(orphans, func(o orphan) disk.Volume { return o.sidecar.Volume })
 	for _, o := range orphans {
 		if err == nil {
 			err = c.checkOrphan(ctx, r, p, o)
@@ -122,6 +119,12 @@ func (c *checkup) checkObjects(ctx context.Context, r disk.Pool, p *pool.Pool) e
 		c.note("pool %s holds %d objects that tarn did not make and leaves alone: %s%s", r.Name, n, strings.Join(foreign[:min(n, foreignNamed)], ", "), more)
 	}
 	return err
+}
+
+// hasNoSidecar reports whether err, of asking for an object's sidecar, says that
+// there is none, or that the object's name leaves no room for one.
+func hasNoSidecar(err error) bool {
+	return errors.Is(err, errs.NotFound) || errors.Is(err, errs.Invalid)
 }
 
 // checkOrphan looks at an object that carries tarn's sidecar and has no record.

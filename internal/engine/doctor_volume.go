@@ -78,7 +78,7 @@ func surroundings(ctx context.Context, tx *store.Tx, v disk.Volume, w work, s sh
 	a.volume = v
 	a.busy = w.operations[v.CreatedBy] || w.ids[string(v.ID)]
 	a.pool, err = remember(s.pools, v.PoolID, func() (*disk.Pool, error) { return optionally(tx.Pools.Get(ctx, v.PoolID)) })
-	if err == nil && v.Kind == disk.KindBase && v.Content != "" {
+	if err == nil && v.Kind == disk.KindBase && v.Content != "" && !v.Adopted {
 		a.images, _, err = tx.Images.List(ctx, store.Query{Where: []store.Where{store.Eq("content", v.Content), store.Eq("state", disk.ImageReady)}})
 	}
 	if err == nil && v.Kind == disk.KindDisk {
@@ -383,7 +383,7 @@ func (c *checkup) lookBase(a around) []finding {
 	if !ok || len(hex) != 64 {
 		return []finding{c.exclude(found("I5", a.name(), "base %s has no content digest: its record says %q", a.name(), v.Content), a, disk.VolumeQuarantined)}
 	}
-	if want := BaseName(v.Content, v.Format); v.Name != want {
+	if want := BaseName(v.Content, v.Format); v.Name != want && !v.Adopted {
 		return []finding{c.exclude(found("I5", a.name(), "base %s is recorded with content %s in format %s, whose name is %s", a.name(), v.Content, v.Format, want), a, disk.VolumeQuarantined)}
 	}
 	return nil

@@ -4,9 +4,11 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 	"github.com/tarn-storage/tarn/internal/fetch"
 	"github.com/tarn-storage/tarn/internal/ingest"
 	"github.com/tarn-storage/tarn/internal/journal"
+	"github.com/tarn-storage/tarn/internal/pool"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
 	"github.com/tarn-storage/tarn/internal/store"
 )
@@ -63,6 +66,9 @@ func (c *Config) ensureDefaults() {
 	if c.Workers == 0 {
 		c.Workers = 64
 	}
+	if c.Ingest.Spool == nil {
+		c.Ingest.Spool = nameless(cmp.Or(c.StateDir, os.TempDir()))
+	}
 }
 
 // Engine is safe for concurrent use.
@@ -75,10 +81,12 @@ type Engine struct {
 	space   gauges
 	imports sessions
 	configs spools
+	rooms   rooms
+	health  health
 	exports holds[disk.VolumeID] // volumes that are read without an operation
 	reading holds[disk.PoolID]   // pools that exports and copies read from
 
-	describing turns // of those who write one volume's sidecar
+	describing turns[disk.VolumeID] // of those who write one volume's sidecar
 	planned    plans
 
 	background sync.WaitGroup
@@ -94,12 +102,14 @@ func New(ctx context.Context, c Config) (*Engine, error) {
 	c.ensureDefaults()
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
 	e := &Engine{cfg: c, store: c.Store, types: map[string]driver.Type{}, life: life, stop: stop}
+	e.health.stir = make(chan struct{}, 1)
 	for _, t := range c.Types {
-		e.types[t.Name] = t
+		e.types[t.Name] = pool.Bound(t)
 	}
 	e.runner = journal.NewRunner(c.Store, journal.Options[*store.Tx]{
 		Owner: string(c.Host.ID), Handlers: e.handlers(), Clock: c.Clock,
 		NewID: func() journal.ID { return journal.ID(newID()) }, Workers: c.Workers, Log: c.Log, OnFinal: e.operationChanged,
+		Await: pool.Await,
 	})
 	if err := e.begin(ctx); err != nil {
 		stop()
@@ -113,16 +123,19 @@ func (e *Engine) begin(ctx context.Context) error {
 	if err := e.registerHost(ctx); err != nil {
 		return err
 	}
-	if err := e.openPools(ctx); err != nil {
+	recovered := make(chan struct{})
+	if err := e.openPools(ctx, recovered); err != nil {
 		return err
 	}
 	if err := e.runner.Recover(ctx); err != nil {
 		return err
 	}
-	if err := e.releaseOldLeases(ctx); err != nil {
+	if err := e.releaseOldLeases(ctx, false); err != nil {
 		return err
 	}
+	close(recovered)
 	e.background.Go(func() { e.restoreBallast(e.life) })
+	e.background.Go(e.watchPools)
 	if e.cfg.KeepOperations > 0 {
 		e.background.Go(func() { e.pruneOld(e.cfg.Tick) })
 	}

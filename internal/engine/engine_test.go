@@ -181,15 +181,21 @@ func (b *bench) read(ref string) []byte {
 	return out.Bytes()
 }
 
-func TestMainJob(t *testing.T) {
+func TestMainJobEverywhere(t *testing.T) { onEach(t, []technology{directory, ploop}, testMainJob) }
+
+func TestMainJobOnDevice(t *testing.T) { testMainJob(t, device) }
+
+func testMainJob(t *testing.T, tech technology) {
 	ctx := context.Background()
 	b := newBench(t)
-	dir := filepath.Join(t.TempDir(), "pool")
-	b.must(b.PoolCreate(ctx, api.Options{}, api.PoolCreate{Name: "main", Driver: "dir", Path: dir}))
+	r := tech.pool(t)
+	r.Name = "main"
+	b.must(b.PoolCreate(ctx, api.Options{}, r))
 	data := b.image("debian", 5<<20+512, "")
-	b.must(b.InstanceCreate(ctx, api.Options{}, api.InstanceCreate{Name: "web1", Disks: []api.DiskSpec{{Role: "root", Image: "debian", Size: 8 << 20}}}))
+	b.must(b.InstanceCreate(ctx, api.Options{}, api.InstanceCreate{Name: "web1", Disks: []api.DiskSpec{{Role: "root", Image: "debian", Size: 8 << 20}},
+		ConfigDrive: &api.ConfigDrive{Kind: "cidata", Files: []api.ConfigFile{{Path: "user-data", Data: []byte("#cloud-config\n")}}}}))
 	b.must(b.DiskCreate(ctx, api.Options{}, api.DiskCreate{Instance: "web1", Disk: api.DiskSpec{Role: "ephemeral", Size: 16 << 20, FS: "ext4"}}))
-	b.must(b.DiskCreate(ctx, api.Options{}, api.DiskCreate{Instance: "web1", Disk: api.DiskSpec{Role: "swap", Size: 1 << 20, Format: "qcow2"}}))
+	b.must(b.DiskCreate(ctx, api.Options{}, api.DiskCreate{Instance: "web1", Disk: api.DiskSpec{Role: "swap", Size: 1 << 20, Format: tech.qcow2()}}))
 	got := b.read("web1/root")
 	if want := append(bytes.Clone(data), make([]byte, 8<<20-len(data))...); !bytes.Equal(got, want) {
 		t.Errorf("root reads %d bytes that differ from the image", len(got))
@@ -198,9 +204,9 @@ func TestMainJob(t *testing.T) {
 	if got := b.read("web1/root"); len(got) != 12<<20 || !bytes.Equal(got[:len(data)], data) {
 		t.Errorf("the grown root has %d bytes or lost its content", len(got))
 	}
-	b.must(b.DiskResize(ctx, api.Options{}, "web1/swap", api.DiskResize{Size: 3 << 20}))
+	b.must(b.DiskResize(ctx, api.Options{}, "web1/swap", api.DiskResize{Size: 5 << 20}))
 	a, err := b.InstanceAttach(ctx, "web1", api.Attach{As: "libvirt"})
-	if err != nil || len(a.Libvirt) != 3 {
+	if err != nil || len(a.Libvirt) != 4 {
 		t.Fatalf("attach printed %d disks, %v", len(a.Libvirt), err)
 	}
 	b.fails(errs.Busy, api.Outcome{}, b.DiskExport(ctx, "web1/root", api.Export{Format: "raw"}, engine.Sink{Stream: &bytes.Buffer{}}, nil))
@@ -213,7 +219,7 @@ func TestMainJob(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.loseDatabase()
-	b.must(b.PoolImport(ctx, api.Options{}, api.PoolImport{Driver: "dir", Path: dir}))
+	b.must(b.PoolImport(ctx, api.Options{}, imported(r)))
 	after, err := b.Instance(ctx, "web1")
 	if err != nil {
 		t.Fatal(err)
@@ -224,7 +230,11 @@ func TestMainJob(t *testing.T) {
 	b.must(b.InstanceDelete(ctx, api.Options{}, "web1"))
 	b.must(b.ImageDelete(ctx, api.Options{}, "debian"))
 	b.must(b.PoolDelete(ctx, api.Options{}, "main", false))
-	if left, _ := os.ReadDir(dir); len(left) != 0 {
+	if tech.left != nil {
+		if left := tech.left(t); len(left) != 0 {
+			t.Errorf("the pool left %v", left)
+		}
+	} else if left, _ := os.ReadDir(r.Path); len(left) != 0 {
 		t.Errorf("the pool's directory still holds %v", left)
 	}
 }

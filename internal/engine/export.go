@@ -32,7 +32,8 @@ func (e *Engine) exportOptions(x api.Export) (volio.Options, error) {
 }
 
 // DiskExport writes what a disk holds, the whole chain as one, to s in a
-// format. The disk must not be in use; nobody can start to use it meanwhile.
+// format. The disk must not be in use; nobody can start to use it meanwhile, but
+// for other exports.
 func (e *Engine) DiskExport(ctx context.Context, ref string, x api.Export, s Sink, progress func(done, total int64)) error {
 	const op = "disk.export"
 	o, err := e.exportOptions(x)
@@ -47,14 +48,14 @@ func (e *Engine) DiskExport(ctx context.Context, ref string, x api.Export, s Sin
 	if err := usable(r.volume, op, name); err != nil {
 		return err
 	}
-	if err := e.notInUse(ctx, op, []disk.Volume{r.volume}); err != nil {
-		return err
+	if err := e.notWritten(ctx, r.volume); err != nil {
+		return e.ofDisk(ctx, err, op, r.volume)
 	}
 	p, err := e.pool(r.pool)
 	if err != nil {
 		return err
 	}
-	chain, err := e.chain(ctx, r.volume)
+	chain, err := e.soundChain(ctx, r.volume)
 	if err != nil {
 		return err
 	}
@@ -69,6 +70,20 @@ func (e *Engine) DiskExport(ctx context.Context, ref string, x api.Export, s Sin
 		err = export(ctx, in, s, o, progress)
 	}
 	return errs.Wrap(errors.Join(err, in.Close()), op, name)
+}
+
+// notWritten returns errs.Busy while anybody holds v, which is a disk's, but for
+// exports: their locks keep writers away from each other's.
+func (e *Engine) notWritten(ctx context.Context, v disk.Volume) error {
+	err := e.notLeased(ctx, v)
+	if err != nil || e.exports.count(v.ID) > 0 {
+		return err
+	}
+	err = e.unlocked(ctx, v)
+	if errors.Is(err, errs.Busy) && e.exports.count(v.ID) > 0 { // one has begun
+		return nil
+	}
+	return err
 }
 
 // ImageExport writes an image's content, as long as it was when it was

@@ -23,7 +23,7 @@ var onPool = []faults.Kind{faults.Write, faults.Create, faults.Sync, faults.Rena
 // for a typed error, nothing left, an exact ledger, and no second try of a sync.
 func TestErrors(t *testing.T) {
 	for _, c := range crashes {
-		if !slices.Contains([]string{"image import", "image import lost", "cache add lost", "instance create", "disk create", "disk resize", "disk resize qcow2"}, c.name) {
+		if !slices.Contains([]string{"image import", "image import lost", "image import corrupt", "cache add lost", "instance create", "disk create", "disk resize", "disk resize qcow2", "volume adopt", "volume adopt base"}, c.name) {
 			continue
 		}
 		for _, f := range []struct {

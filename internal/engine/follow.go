@@ -14,24 +14,24 @@ import (
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
-// turns lets one goroutine at a time work on a volume; who waits for one volume
-// never waits for another's, whose pool may hang. Its zero value is ready.
-type turns struct {
+// turns lets one goroutine at a time work on a thing; who waits for one never
+// waits for another's, whose pool may hang. Its zero value is ready.
+type turns[K comparable] struct {
 	mu sync.Mutex
-	of map[disk.VolumeID]*turn
+	of map[K]*turn
 }
 
-// turn is one volume's, kept while somebody has it or waits for it.
+// turn is one thing's, kept while somebody has it or waits for it.
 type turn struct {
 	sync.Mutex
 	wanted int
 }
 
-// Lock waits for the volume's turn.
-func (t *turns) Lock(id disk.VolumeID) {
+// Lock waits for the turn of id.
+func (t *turns[K]) Lock(id K) {
 	t.mu.Lock()
 	if t.of == nil {
-		t.of = map[disk.VolumeID]*turn{}
+		t.of = map[K]*turn{}
 	}
 	own := t.of[id]
 	if own == nil {
@@ -44,7 +44,7 @@ func (t *turns) Lock(id disk.VolumeID) {
 }
 
 // Unlock ends it.
-func (t *turns) Unlock(id disk.VolumeID) {
+func (t *turns[K]) Unlock(id K) {
 	t.mu.Lock()
 	own := t.of[id]
 	if own.wanted--; own.wanted == 0 {

@@ -183,8 +183,9 @@ func (e *Engine) partition(ctx context.Context, tx *store.Tx, i disk.Image, base
 	if err != nil {
 		return nil, nil, err
 	}
+	users := e.baseUsers(tx)
 	for _, b := range bases {
-		refs, err := references(ctx, tx, b.ID)
+		refs, err := users.of(ctx, b)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -197,9 +198,56 @@ func (e *Engine) partition(ctx context.Context, tx *store.Tx, i disk.Image, base
 	return kept, gone, nil
 }
 
-// references counts the volumes that read from volume id.
-func references(ctx context.Context, tx *store.Tx, id disk.VolumeID) (int, error) {
-	return tx.Volumes.Count(ctx, store.Eq("backing_id", id))
+// baseUsers counts the volumes that read from bases.
+type baseUsers struct {
+	e      *Engine
+	tx     *store.Tx
+	clones map[cloned]int // nil until it is asked for
+}
+
+// cloned is a content in a pool whose technology keeps a base that has clones,
+// of which no record speaks.
+type cloned struct {
+	pool    disk.PoolID
+	content string
+}
+
+func (e *Engine) baseUsers(tx *store.Tx) *baseUsers { return &baseUsers{e: e, tx: tx} }
+
+// of counts those that read from base b: the volumes whose records say so, and
+// in a pool that holds bases each disk with the base's content.
+func (r *baseUsers) of(ctx context.Context, b disk.Volume) (int, error) {
+	n, err := r.tx.Volumes.Count(ctx, store.Eq("backing_id", b.ID))
+	if p, open := r.e.pools.get(b.PoolID); err != nil || !open || !p.Caps.HeldBases {
+		return n, err
+	}
+	if r.clones == nil {
+		if err := r.count(ctx); err != nil {
+			return n, err
+		}
+	}
+	return n + r.clones[cloned{b.PoolID, b.Content}], nil
+}
+
+func (r *baseUsers) count(ctx context.Context) error {
+	disks, _, err := r.tx.Disks.List(ctx, store.Query{})
+	if err != nil {
+		return err
+	}
+	r.clones = map[cloned]int{}
+	for _, d := range disks {
+		if d.Source.Kind != "image" {
+			continue
+		}
+		v, err := r.tx.Volumes.Get(ctx, d.VolumeID)
+		if err != nil {
+			return err
+		}
+		if v.Backing == nil {
+			r.clones[cloned{v.PoolID, d.Source.Content}]++
+		}
+	}
+	return nil
 }
 
 // markBaseDeleting moves a base that nothing refers to or reads, and that is
@@ -213,7 +261,7 @@ func (e *Engine) markBaseDeleting(ctx context.Context, tx *store.Tx, was disk.Vo
 	if b.State != was.State {
 		return errs.New(errs.Busy, "cache", b.Name, "%s is %s by now", b.Name, b.State).WithHint("try again")
 	}
-	refs, err := references(ctx, tx, id)
+	refs, err := e.baseUsers(tx).of(ctx, b)
 	if err != nil {
 		return err
 	}
@@ -230,14 +278,15 @@ func (e *Engine) markBaseDeleting(ctx context.Context, tx *store.Tx, was disk.Vo
 // Cache lists the bases of all pools.
 func (e *Engine) Cache(ctx context.Context, p api.Page) (api.List[api.CacheEntry], error) {
 	return query(ctx, e, func(ctx context.Context, tx *store.Tx) (api.List[api.CacheEntry], error) {
-		rows, next, err := tx.Volumes.List(ctx, pageQuery(p, store.Eq("kind", disk.KindBase)))
-		return listed(ctx, rows, next, err, e.view(tx).base)
+		rows, next, err := tx.Volumes.List(ctx, pageQuery(p, store.Eq("kind", disk.KindBase), store.Eq("adopted", false)))
+		v, users := e.view(tx), e.baseUsers(tx)
+		return listed(ctx, rows, next, err, func(ctx context.Context, b disk.Volume) (api.CacheEntry, error) { return v.base(ctx, b, users) })
 	})
 }
 
-func (v *view) base(ctx context.Context, b disk.Volume) (api.CacheEntry, error) {
+func (v *view) base(ctx context.Context, b disk.Volume, r *baseUsers) (api.CacheEntry, error) {
 	out := api.CacheEntry{Volume: string(b.ID), Images: []string{}, Content: b.Content, Format: string(b.Format), State: string(b.State),
-		VirtualSize: b.VirtualSize, Allocated: b.Allocated, Extents: b.Extents, CreatedAt: b.CreatedAt, UpdatedAt: b.UpdatedAt}
+		VirtualSize: b.VirtualSize, Allocated: b.Allocated, Extents: b.Extents, Pinned: b.Pinned, CreatedAt: b.CreatedAt, UpdatedAt: b.UpdatedAt}
 	p, err := v.pool(ctx, b.PoolID)
 	if err != nil {
 		return out, err
@@ -252,35 +301,87 @@ func (v *view) base(ctx context.Context, b disk.Volume) (api.CacheEntry, error) 
 			out.Images = append(out.Images, i.Name)
 		}
 	}
-	out.References, err = references(ctx, v.tx, b.ID)
+	out.References, err = r.of(ctx, b)
 	return out, err
 }
 
+// cached finds an image, a pool and the image's base there, which is empty if
+// there is none.
+func (e *Engine) cached(ctx context.Context, image, pool string) (i disk.Image, p disk.Pool, base disk.Volume, err error) {
+	err = e.store.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
+		if i, err = findImage(ctx, tx, image); err != nil {
+			return err
+		}
+		if p, err = e.choosePool(ctx, tx, pool); err != nil {
+			return err
+		}
+		base, err = baseIn(ctx, tx, p.ID, i.Content)
+		return ignore(errs.NotFound, err)
+	})
+	return i, p, base, err
+}
+
+// CacheUnpin lets age decide about an image's base in a pool again.
+func (e *Engine) CacheUnpin(ctx context.Context, o api.Options, r api.CacheUnpin) (api.Outcome, error) {
+	if out, err := e.seen(ctx, o, "cache.unpin", r); out != nil || err != nil {
+		return answer(out, err)
+	}
+	i, p, base, err := e.cached(ctx, r.Image, r.Pool)
+	switch {
+	case err != nil:
+		return api.Outcome{}, err
+	case base.ID == "":
+		return api.Outcome{}, errs.New(errs.NotFound, "cache.unpin", i.Name, "pool %s has no base of image %s", p.Name, i.Name)
+	}
+	return e.pin(ctx, o, newDraft("cache.unpin", imageSubject(i)), base, false, r)
+}
+
+// pin records, and has the sidecar say, whether age may remove a base.
+func (e *Engine) pin(ctx context.Context, o api.Options, d draft, base disk.Volume, pinned bool, request any) (api.Outcome, error) {
+	if base.Pinned == pinned {
+		return e.present(ctx, o, d.kind, d.subject, request)
+	}
+	if err := e.needPools(ctx, []disk.Volume{base}); err != nil {
+		return api.Outcome{}, err
+	}
+	d.request, d.resources = request, []string{"volume:" + string(base.ID)}
+	d.steps = []journal.Step{sidecarStep([]disk.Volume{base})}
+	d.notes = []string{"pins " + base.Name}
+	if !pinned {
+		d.notes = []string{"lets age decide about " + base.Name}
+	}
+	d.intent = func(ctx context.Context, tx *store.Tx) error {
+		now, err := tx.Volumes.Get(ctx, base.ID)
+		if err != nil {
+			return err
+		}
+		if now.State != base.State {
+			return errs.New(errs.Busy, d.kind, now.Name, "%s is %s by now", now.Name, now.State).WithHint("try again")
+		}
+		now.Pinned = pinned
+		now.Generation++
+		return tx.Volumes.Update(ctx, now)
+	}
+	return e.submit(ctx, o, d)
+}
+
 // CacheAdd puts an image's base into a pool that has none yet, or has lost it.
+// With r.Pin it stays there whatever its age.
 func (e *Engine) CacheAdd(ctx context.Context, o api.Options, r api.CacheAdd) (api.Outcome, error) {
 	if out, err := e.seen(ctx, o, "cache.add", r); out != nil || err != nil {
 		return answer(out, err)
 	}
-	var i disk.Image
-	var p disk.Pool
-	var base disk.Volume
-	err := e.store.View(ctx, func(ctx context.Context, tx *store.Tx) (err error) {
-		if i, err = findImage(ctx, tx, r.Image); err != nil {
-			return err
-		}
-		if p, err = e.choosePool(ctx, tx, r.Pool); err != nil {
-			return err
-		}
-		base, err = baseIn(ctx, tx, p.ID, i.Content)
-		return err
-	})
-	if err != nil && (!errors.Is(err, errs.NotFound) || i.ID == "" || p.ID == "") {
+	i, p, base, err := e.cached(ctx, r.Image, r.Pool)
+	if err != nil {
 		return api.Outcome{}, err
 	}
 	switch base.State {
 	case disk.VolumeReady:
-		return e.present(ctx, o, "cache.add", imageSubject(i), r)
+		return e.pin(ctx, o, newDraft("cache.add", imageSubject(i)), base, r.Pin || base.Pinned, r)
 	case disk.VolumeCreating:
+		if r.Pin {
+			return api.Outcome{}, errs.New(errs.Busy, "cache.add", i.Name, "the base of image %s is just being made", i.Name).WithHint("pin it when it is there")
+		}
 		op, err := e.runner.Get(ctx, journal.ID(base.CreatedBy))
 		v := operationView(op)
 		return api.Outcome{Operation: &v}, err
@@ -289,7 +390,7 @@ func (e *Engine) CacheAdd(ctx context.Context, o api.Options, r api.CacheAdd) (a
 	case disk.VolumeCorrupt, disk.VolumeQuarantined:
 		return api.Outcome{}, damaged("cache.add", base)
 	}
-	d, err := e.draftBase(ctx, i, p, base)
+	d, err := e.draftBase(ctx, i, p, base, r.Pin)
 	if err != nil {
 		return api.Outcome{}, err
 	}
@@ -361,7 +462,7 @@ func pruneAge(s string) (time.Duration, error) {
 // old enough, all but one copy of each image's content. One that is out of use is
 // no copy; it stays where there is none, because an import makes it again.
 func (e *Engine) prunable(ctx context.Context, tx *store.Tx, only disk.PoolID, age time.Duration) ([]disk.Volume, error) {
-	bases, _, err := tx.Volumes.List(ctx, store.Query{Where: []store.Where{store.Eq("kind", disk.KindBase)}})
+	bases, _, err := tx.Volumes.List(ctx, store.Query{Where: []store.Where{store.Eq("kind", disk.KindBase), store.Eq("adopted", false)}})
 	if err != nil {
 		return nil, err
 	}
@@ -370,14 +471,15 @@ func (e *Engine) prunable(ctx context.Context, tx *store.Tx, only disk.PoolID, a
 		copies[b.Content] += copyCount(b)
 	}
 	var out []disk.Volume
+	users := e.baseUsers(tx)
 	for _, b := range bases {
-		if copyCount(b) == 0 && !(around{volume: b}).out() {
-			continue // an operation is at work on it
+		if b.Pinned || copyCount(b) == 0 && !(around{volume: b}).out() {
+			continue // or an operation is at work on it
 		}
 		if only != "" && b.PoolID != only || e.now().Sub(b.UpdatedAt) < age || e.exports.count(b.ID) > 0 {
 			continue
 		}
-		refs, err := references(ctx, tx, b.ID)
+		refs, err := users.of(ctx, b)
 		if err != nil {
 			return nil, err
 		}
@@ -403,12 +505,19 @@ func (e *Engine) markPruned(ctx context.Context, tx *store.Tx, b disk.Volume) er
 	if err != nil {
 		return err
 	}
-	copies, err := tx.Volumes.Count(ctx, store.Eq("kind", disk.KindBase), store.Eq("content", b.Content), store.Eq("state", disk.VolumeReady))
+	copies, err := tx.Volumes.Count(ctx, store.Eq("kind", disk.KindBase), store.Eq("content", b.Content), store.Eq("state", disk.VolumeReady), store.Eq("adopted", false))
 	if err != nil {
 		return err
 	}
 	if named > 0 && copies-copyCount(b) < 1 {
 		return errs.New(errs.Busy, "cache.prune", b.Name, "%s has become the last copy of its image", b.Name).WithHint("try again")
+	}
+	now, err := tx.Volumes.Get(ctx, b.ID)
+	if err != nil {
+		return err
+	}
+	if now.Pinned {
+		return errs.New(errs.Busy, "cache.prune", b.Name, "%s was pinned meanwhile", b.Name).WithHint("try again")
 	}
 	return e.markBaseDeleting(ctx, tx, b)
 }

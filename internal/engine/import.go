@@ -25,6 +25,7 @@ type importArgs struct {
 	Volume disk.VolumeID `json:"volume"`
 	Pool   disk.PoolID   `json:"pool"`
 	Domain disk.DomainID `json:"domain"`
+	Heal   disk.VolumeID `json:"heal,omitempty"` // the base that is made again, of an image that is there
 	claim
 }
 
@@ -38,6 +39,9 @@ func (e *Engine) imageJudge() journal.Handler[*store.Tx] {
 				return err
 			}
 			h, err := e.judge(ctx, c, a, 0)
+			if err == nil && a.Heal != "" {
+				err = e.stillThere(ctx, a, h.Header)
+			}
 			if err != nil {
 				return errs.Wrap(err, "image.import", c.Op.Subject.Name)
 			}
@@ -65,6 +69,9 @@ func (e *Engine) imageJudge() journal.Handler[*store.Tx] {
 			if err := c.Args(&a); err != nil {
 				return err
 			}
+			if a.Heal != "" {
+				return tx.Volumes.Delete(ctx, a.Volume)
+			}
 			return errors.Join(tx.Volumes.Delete(ctx, a.Volume), tx.Images.Delete(ctx, a.Image))
 		},
 	}}
@@ -78,14 +85,14 @@ type judged struct {
 }
 
 // judge opens the source and its session unless they are. What a stream may have
-// without announcing its size is what the pool has room for, or unannounced.
+// without announcing its size is what there is room for, or unannounced.
 func (e *Engine) judge(ctx context.Context, c *journal.Call, a importArgs, unannounced int64) (judged, error) {
 	s, err := e.imports.get(c)
 	if err != nil {
 		return judged{}, err
 	}
 	if unannounced == 0 {
-		room, err := e.headroom(ctx, a.Domain)
+		room, err := e.importRoom(ctx, a)
 		if err != nil {
 			return judged{}, err
 		}
@@ -113,6 +120,21 @@ func (e *Engine) judge(ctx context.Context, c *journal.Call, a importArgs, unann
 		s.origin, s.session, s.end = o, session, end
 	}
 	return judged{s.session.Header(), unannounced}, nil
+}
+
+// importRoom returns how much the pool of an import has room for, and scratch
+// where the pool's volumes do not grow.
+func (e *Engine) importRoom(ctx context.Context, a importArgs) (int64, error) {
+	n, err := e.headroom(ctx, a.Domain)
+	if err != nil {
+		return 0, err
+	}
+	p, err := e.poolOf(ctx, a.Pool)
+	if err != nil || p.Caps.Grows {
+		return n, err
+	}
+	left, err := e.scratchLeft()
+	return min(n, left), err
 }
 
 // expands reports whether an image may hold more than its bytes, or a stream of
@@ -177,15 +199,15 @@ func (e *Engine) expectBase(ctx context.Context, tx *store.Tx, a importArgs, h i
 		ID: a.Volume, PoolID: a.Pool, Name: "import_" + string(a.Volume), Kind: disk.KindBase, State: disk.VolumeCreating, Format: diskfmt.Raw,
 		VirtualSize: disk.RoundUp(size, p.Caps.SizeUnit), RequestedSize: size, ContentSize: size, Committed: need.Commit, Writing: need.Write,
 		CreatedBy: disk.OperationID(op), CreatedAt: now, UpdatedAt: now,
-	}); err != nil {
+	}); err != nil || a.Heal != "" {
 		return err
 	}
 	i.VirtualSize = size
 	return tx.Images.Update(ctx, i)
 }
 
-// converted is what image.convert/v1 found, and the record as it was of a lost
-// base of the same content, which is made again.
+// converted is what image.convert/v1 found, and the record as it was of a base
+// out of use of the same content, which is made again.
 type converted struct {
 	ingest.Result
 	Signer *signature.Signer `json:"signer,omitempty"`
@@ -232,17 +254,21 @@ func (e *Engine) imageConvert() journal.Handler[*store.Tx] {
 			if err != nil {
 				return err
 			}
-			return errors.Join(p.Driver.Delete(ctx, driver.Ref{ID: spoolID(a.Volume)}), p.Discard(ctx, a.Volume))
-		},
-		undoCommit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
-			var r converted
-			if len(c.Step.Output) == 0 {
-				return nil
-			}
-			if err := c.Output(&r); err != nil || r.Lost == nil {
+			if err := errors.Join(p.Driver.Delete(ctx, driver.Ref{ID: spoolID(a.Volume)}), p.Discard(ctx, a.Volume)); err != nil {
 				return err
 			}
-			return loseAgain(ctx, tx, *r.Lost)
+			old, err := madeAgain(c)
+			if err != nil || old == nil {
+				return err
+			}
+			return e.takeBackBase(ctx, c, a.Volume, *old)
+		},
+		undoCommit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
+			old, err := madeAgain(c)
+			if err != nil || old == nil {
+				return err
+			}
+			return loseAgain(ctx, tx, *old, c.Handed() == true)
 		},
 	}}
 }
@@ -252,30 +278,36 @@ func (e *Engine) convert(ctx context.Context, c *journal.Call, s *source, a impo
 	if err != nil {
 		return out, err
 	}
-	if err := p.Driver.Create(ctx, driver.Spec{ID: a.Volume, Size: max(0, s.session.Header().VirtualSize)}); err != nil {
-		return out, err
+	h := s.session.Header()
+	var in *room
+	if !p.Caps.Grows {
+		if in, err = e.scratchRoom(h.MaxData + h.MaxSpool); err != nil {
+			return out, err
+		}
 	}
-	dev, file, err := openDescriptor(ctx, p, a.Volume)
+	into, err := e.openTarget(ctx, p, a.Volume, max(0, h.VirtualSize), in)
 	if err != nil {
+		e.rooms.giveUp(in)
 		return out, err
 	}
-	defer func() { err = errors.Join(err, dev.Close()) }()
-	var kept []driver.Device
+	defer func() { err = errors.Join(err, into.close()) }()
+	var kept []*target
 	defer func() {
-		for _, d := range kept {
-			d.Close()
+		for _, t := range kept {
+			_ = t.close()
 		}
 	}()
+	defer e.rooms.giveUp(in)
 	spool := func() (*os.File, error) {
-		if err := p.Driver.Create(ctx, driver.Spec{ID: spoolID(a.Volume)}); err != nil {
+		t, err := e.openTarget(ctx, p, spoolID(a.Volume), 0, in)
+		if err != nil {
 			return nil, err
 		}
-		d, f, err := openDescriptor(ctx, p, spoolID(a.Volume))
-		kept = append(kept, d)
-		return f, err
+		kept = append(kept, t)
+		return t.file, nil
 	}
 	defer s.origin.begin(ctx)()
-	out.Result, err = s.session.Convert(ctx, file, spool, func(done, total int64) { c.Progress(done, total, "bytes") })
+	out.Result, err = s.session.Convert(ctx, into.file, spool, func(done, total int64) { c.Progress(done, total, "bytes") })
 	if err != nil {
 		return out, s.origin.because(err)
 	}
@@ -285,12 +317,7 @@ func (e *Engine) convert(ctx context.Context, c *journal.Call, s *source, a impo
 	if err := p.Driver.Delete(ctx, driver.Ref{ID: spoolID(a.Volume)}); err != nil {
 		return out, err
 	}
-	if err := dev.Truncate(disk.RoundUp(out.VirtualSize, p.Caps.SizeUnit)); err != nil {
-		return out, err
-	}
-	// The worker began write-back. Only a descriptor as old as the first write
-	// is sure to learn of one that failed.
-	return out, dev.Sync()
+	return out, into.finish(ctx, disk.RoundUp(out.VirtualSize, p.Caps.SizeUnit))
 }
 
 // proof says what the converted bytes were held against; nil when nothing was
@@ -351,12 +378,15 @@ func (e *Engine) nameBase(ctx context.Context, tx *store.Tx, c *journal.Call) er
 	if err != nil {
 		return err
 	}
+	if a.Heal != "" && r.Content != i.Content {
+		return errs.New(errs.Corrupt, "image.import", i.Name, "the bytes are those that were imported and read as %s now, not as %s", r.Content, i.Content)
+	}
 	twin, err := baseIn(ctx, tx, a.Pool, r.Content)
 	switch {
 	case err == nil && twin.State == disk.VolumeReady: // the image will share it
 	case err == nil && twin.State == disk.VolumeCreating:
 		return journal.Again // Act waits for the other import of the same content
-	case err == nil && twin.State == disk.VolumeLost:
+	case err == nil && healable(twin):
 		r.Lost = &twin
 	case err == nil && twin.State == disk.VolumeDeleting:
 		return errs.New(errs.Busy, "image.import", i.Name, "the pool's base %s with the same content is just being deleted", twin.Name).WithHint("try again")
@@ -378,9 +408,12 @@ func (e *Engine) nameBase(ctx context.Context, tx *store.Tx, c *journal.Call) er
 	}
 	if r.Lost != nil {
 		v.Content, v.UpdatedAt = r.Content, e.now()
-		if err := errors.Join(remake(ctx, tx, twin.ID, v), c.SetOutput(r)); err != nil {
+		if err := errors.Join(remake(ctx, tx, twin, v), c.SetOutput(r)); err != nil {
 			return err
 		}
+	}
+	if a.Heal != "" {
+		return nil
 	}
 	i.Content, i.SourceSHA256, i.VirtualSize, i.Proof, i.UpdatedAt = r.Content, r.SourceSHA256, r.VirtualSize, a.proof(r), e.now()
 	return tx.Images.Update(ctx, i)
@@ -417,7 +450,7 @@ func (e *Engine) basePublish() journal.Handler[*store.Tx] {
 			if err := c.Args(&a); err != nil {
 				return err
 			}
-			v, err := e.publishBase(ctx, a, c.Op.ID)
+			v, err := e.publishBase(ctx, a, c)
 			if err != nil {
 				return errs.Wrap(err, "image.import", c.Op.Subject.Name)
 			}
@@ -428,7 +461,7 @@ func (e *Engine) basePublish() journal.Handler[*store.Tx] {
 			if err := c.Args(&a); err != nil {
 				return err
 			}
-			return e.unpublishBase(ctx, a, c.Op.ID)
+			return e.unpublishBase(ctx, a, c)
 		},
 	}
 }
@@ -438,7 +471,7 @@ type imported struct {
 	volume disk.Volume
 	image  disk.Image
 	twin   *disk.Volume // holds the content already, or will again
-	again  bool         // the twin was lost and gets the import's bytes
+	again  bool         // the twin was out of use and gets the import's bytes
 	others []disk.Image // that share it
 }
 
@@ -462,8 +495,8 @@ func (e *Engine) importRecords(ctx context.Context, a importArgs, op journal.ID)
 	})
 }
 
-func (e *Engine) publishBase(ctx context.Context, a importArgs, op journal.ID) (disk.Volume, error) {
-	r, err := e.importRecords(ctx, a, op)
+func (e *Engine) publishBase(ctx context.Context, a importArgs, c *journal.Call) (disk.Volume, error) {
+	r, err := e.importRecords(ctx, a, c.Op.ID)
 	if err != nil {
 		return disk.Volume{}, err
 	}
@@ -471,13 +504,24 @@ func (e *Engine) publishBase(ctx context.Context, a importArgs, op journal.ID) (
 	if err != nil {
 		return disk.Volume{}, err
 	}
-	r.image.State = disk.ImageReady
-	images := append(r.others, r.image)
+	images := r.others
+	if a.Heal == "" {
+		r.image.State = disk.ImageReady
+		images = append(images, r.image)
+	}
 	switch {
 	case r.twin == nil:
 		return p.PublishStaged(ctx, a.Volume, disk.Sidecar{Volume: r.volume, Images: images})
 	case r.again:
-		return p.PublishStaged(ctx, a.Volume, disk.Sidecar{Volume: *r.twin, Images: images})
+		old, err := convertedInto(c)
+		if err == nil {
+			err = e.unread(ctx, old)
+		}
+		if err != nil {
+			return disk.Volume{}, err
+		}
+		return p.PublishInstead(ctx, a.Volume, disk.Sidecar{Volume: *r.twin, Images: images}, old,
+			func(done int64) { c.Progress(done, r.twin.ContentSize, "bytes") })
 	}
 	return *r.twin, p.Discard(ctx, a.Volume)
 }
@@ -515,6 +559,9 @@ func (e *Engine) baseReady(ctx context.Context, tx *store.Tx, a importArgs, v di
 	if err != nil {
 		return err
 	}
+	if a.Heal != "" {
+		return e.emit(ctx, tx, "volume.ready", volumeSubject(v), op)
+	}
 	i, err := tx.Images.Get(ctx, a.Image)
 	if err != nil {
 		return err
@@ -526,23 +573,20 @@ func (e *Engine) baseReady(ctx context.Context, tx *store.Tx, a importArgs, v di
 	return e.emit(ctx, tx, "image.ready", imageSubject(i), op)
 }
 
-func (e *Engine) unpublishBase(ctx context.Context, a importArgs, op journal.ID) error {
-	r, err := e.importRecords(ctx, a, op)
+func (e *Engine) unpublishBase(ctx context.Context, a importArgs, c *journal.Call) error {
+	r, err := e.importRecords(ctx, a, c.Op.ID)
 	if errors.Is(err, errs.NotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if r.twin != nil && !r.again {
-		return nil
+	if r.twin != nil {
+		return nil // another's, or taken back with what was staged
 	}
 	p, err := e.poolOf(ctx, a.Pool)
 	if err != nil {
 		return err
-	}
-	if r.again { // while the bytes are still staged, what has the name is not theirs
-		return p.Driver.Delete(ctx, driver.Ref{ID: a.Volume, Name: r.twin.Name})
 	}
 	return p.Delete(ctx, r.volume)
 }

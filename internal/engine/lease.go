@@ -41,19 +41,20 @@ type oldLease struct {
 // releaseOldLeases drops the leases that this host got in an earlier boot: the
 // programs that used them died with it. One whose volume is locked all the same
 // stays, and so does one whose pool is not active. One that an operation is at
-// work on is released behind it.
-func (e *Engine) releaseOldLeases(ctx context.Context) error {
+// work on is released behind it. It looks at the pools that may hang, or at the
+// others.
+func (e *Engine) releaseOldLeases(ctx context.Context, hanging bool) error {
 	old, err := e.oldLeases(ctx)
 	if err != nil {
 		return err
 	}
 	old = slices.DeleteFunc(old, func(l oldLease) bool {
-		_, ok := e.pools.get(l.volume.PoolID)
-		return !ok || e.unlocked(ctx, l.volume) != nil
+		p, ok := e.pools.get(l.volume.PoolID)
+		return !ok || p.Hangs() != hanging || e.unlocked(ctx, l.volume) != nil
 	})
 	busy, err := e.release(ctx, old)
 	if len(busy) > 0 {
-		e.background.Go(func() { e.releaseLater(e.life, busy) })
+		e.background.Go(func() { e.releaseLater(e.life, busy, hanging) })
 	}
 	return err
 }
@@ -117,7 +118,7 @@ func volumeResource(id disk.VolumeID) string { return "volume:" + string(id) }
 
 // releaseLater waits for the operations that kept leases from being released
 // and tries again.
-func (e *Engine) releaseLater(ctx context.Context, busy []oldLease) {
+func (e *Engine) releaseLater(ctx context.Context, busy []oldLease, hanging bool) {
 	var err error
 	for _, l := range busy {
 		if err == nil {
@@ -125,7 +126,7 @@ func (e *Engine) releaseLater(ctx context.Context, busy []oldLease) {
 		}
 	}
 	if err == nil {
-		err = e.releaseOldLeases(ctx)
+		err = e.releaseOldLeases(ctx, hanging)
 	}
 	if err != nil && ctx.Err() == nil {
 		e.cfg.Log.Warn("leases of an earlier boot could not be released", "error", err)

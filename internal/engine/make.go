@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 
@@ -197,6 +198,8 @@ func (e *Engine) fill(ctx context.Context, c *journal.Call, p *pool.Pool, r disk
 	t := generate.Target{W: dev, Size: r.volume.VirtualSize}
 	if d, ok := dev.(describer); ok {
 		t.File = d.Descriptor()
+	} else if g.Kind == generate.FileSystem {
+		return e.fillByScratch(ctx, g, dev, t.Size)
 	}
 	if g.Kind != generate.ConfigDrive {
 		return g.Run(ctx, t, nil)
@@ -212,6 +215,22 @@ func (e *Engine) fill(ctx context.Context, c *journal.Call, p *pool.Pool, r disk
 	}
 	defer spool.Close()
 	return g.Run(ctx, t, io.NewSectionReader(spool, 0, input.Size))
+}
+
+// fillByScratch runs a generator that needs a descriptor for a device without one.
+func (e *Engine) fillByScratch(ctx context.Context, g generate.Request, dev driver.Device, size int64) error {
+	f, err := e.scratch()
+	if err != nil {
+		return err
+	}
+	err = f.Truncate(size)
+	if err == nil {
+		err = g.Run(ctx, generate.Target{W: f, Size: size, File: f.Descriptor()}, nil)
+	}
+	if err == nil {
+		err = fromScratch(ctx, dev, f)
+	}
+	return errors.Join(err, f.Close())
 }
 
 // volumeRemove takes back whatever making a volume left in its pool.

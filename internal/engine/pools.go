@@ -6,12 +6,9 @@ import (
 	"math"
 	"os"
 	"os/user"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/diskfmt"
@@ -30,6 +27,7 @@ func (e *Engine) Pools(ctx context.Context, p api.Page) (api.List[api.Pool], err
 		rows, next, err = tx.Pools.List(ctx, pageQuery(p))
 		return rows, err
 	})
+	e.askPools(ctx, rows)
 	return listed(ctx, rows, next, err, e.poolView)
 }
 
@@ -56,6 +54,18 @@ type poolArgs struct {
 	Overcommit int64         `json:"overcommit,omitempty"` // 0 keeps the domain's
 	Reserve    *disk.Reserve `json:"reserve,omitempty"`    // nil keeps the domain's
 	KeepData   bool          `json:"keep_data,omitempty"`
+	Overwrite  bool          `json:"overwrite,omitempty"` // what building finds
+	Defined    bool          `json:"defined,omitempty"`   // on record before: undo leaves it there
+}
+
+// setDomain gives d the settings that were asked for.
+func (a poolArgs) setDomain(d *disk.Domain) {
+	if a.Overcommit != 0 {
+		d.Overcommit = a.Overcommit
+	}
+	if a.Reserve != nil {
+		d.Reserve = *a.Reserve
+	}
 }
 
 // The settings of a capacity domain that nobody set.
@@ -83,16 +93,21 @@ func (e *Engine) poolCreate(ctx context.Context, o api.Options, r api.PoolCreate
 		return api.Outcome{}, err
 	}
 	d := newDraft("pool.create", poolSubject(p))
-	d.request, d.resources = r, []string{"path:" + p.Path}
-	d.steps = []journal.Step{journal.NewStep(stepPoolPrepare, a)}
-	d.notes = []string{"sets " + p.Path + " aside as pool " + p.Name}
-	d.intent = func(ctx context.Context, tx *store.Tx) error {
-		if err := e.apart(ctx, tx, p); err != nil {
-			return err
-		}
-		return insertPool(ctx, tx, p)
+	d.request, d.resources = r, placesOf(p)
+	if r.Build {
+		a.Overwrite = r.Overwrite
+		d.steps = []journal.Step{journal.NewStep(stepPoolBuild, a)}
+		d.notes = []string{buildNote(p, a)}
 	}
-	return e.submit(ctx, o, d)
+	if r.Define {
+		d.steps = []journal.Step{journal.NewStep(stepPoolDefine, a)}
+		d.notes = []string{"records pool " + p.Name + " at " + p.Where()}
+	} else {
+		d.steps = append(d.steps, journal.NewStep(stepPoolPrepare, a))
+		d.notes = append(d.notes, "sets "+p.Where()+" aside as pool "+p.Name)
+	}
+	d.intent = func(ctx context.Context, tx *store.Tx) error { return insertPool(ctx, tx, p) }
+	return e.submitApart(ctx, o, d, p)
 }
 
 // orderPool validates a request for a pool.
@@ -109,7 +124,10 @@ func (e *Engine) orderPool(r api.PoolCreate) (disk.Pool, poolArgs, error) {
 	if err != nil {
 		return p, a, err
 	}
-	if p.Path, err = poolPath(r.Path); err != nil {
+	if p.Path, p.Source, err = orderSource(t, r.Path, r.Source); err != nil {
+		return p, a, err
+	}
+	if err := checkBuilding(t, r); err != nil {
 		return p, a, err
 	}
 	if err := checkPolicy(p.DiskFormat, t.Capabilities); err != nil {
@@ -134,23 +152,6 @@ func (e *Engine) orderPool(r api.PoolCreate) (disk.Pool, poolArgs, error) {
 		a.Reserve = &res
 	}
 	return p, a, nil
-}
-
-// poolPath returns the one form of a path that a request names. What a person
-// could not read back from a message or a listing is refused.
-func poolPath(path string) (string, error) {
-	if !utf8.ValidString(path) || strings.ContainsFunc(path, unicode.IsControl) {
-		return "", errs.New(errs.Invalid, "pool.path", strconv.Quote(path), "a pool's path cannot contain control characters, nor bytes that are not UTF-8").
-			WithHint("rename the directory")
-	}
-	if path == "" || !filepath.IsAbs(path) {
-		return "", errs.New(errs.Invalid, "pool.path", path, "a pool's path must be absolute").WithHint("for example --path /srv/tarn")
-	}
-	path = filepath.Clean(path)
-	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil && path != "/" {
-		path = filepath.Join(parent, filepath.Base(path)) // so that one directory has one path
-	}
-	return path, nil
 }
 
 func checkPolicy(f disk.FormatPolicy, c disk.Capabilities) error {
@@ -240,38 +241,10 @@ func parseOwner(s string) (disk.Owner, error) {
 	return o, nil
 }
 
-// apart refuses a path that is, contains or lies in another pool of this host.
-func (e *Engine) apart(ctx context.Context, tx *store.Tx, p disk.Pool) error {
-	pools, _, err := tx.Pools.List(ctx, store.Query{})
-	if err != nil {
-		return err
-	}
-	for _, other := range pools {
-		if other.ID == p.ID || other.Path == "" || other.HostID != p.HostID {
-			continue
-		}
-		if other.Path == p.Path {
-			return errs.New(errs.Exists, "pool.create", p.Path, "%s is already pool %s", p.Path, other.Name)
-		}
-		if within(p.Path, other.Path) || within(other.Path, p.Path) {
-			return errs.New(errs.Conflict, "pool.create", p.Path, "%s and pool %s at %s would contain each other", p.Path, other.Name, other.Path)
-		}
-	}
-	if s := e.cfg.StateDir; s != "" && (within(p.Path, s) || within(s, p.Path)) {
-		return errs.New(errs.Conflict, "pool.create", p.Path, "%s and the daemon's state directory %s would contain each other", p.Path, s)
-	}
-	return nil
-}
-
-// within reports whether path lies in dir, or is it.
-func within(path, dir string) bool {
-	return strings.HasPrefix(strings.TrimSuffix(path, "/")+"/", strings.TrimSuffix(dir, "/")+"/")
-}
-
 // insertPool records a pool that is being made, in a domain of its own until
 // its storage tells the real one.
 func insertPool(ctx context.Context, tx *store.Tx, p disk.Pool) error {
-	d := disk.Domain{ID: p.DomainID, Identity: "new:" + string(p.ID), Overcommit: defaultOvercommit, Reserve: disk.Reserve{Permille: defaultReserve}, CreatedAt: p.CreatedAt, UpdatedAt: p.CreatedAt}
+	d := disk.Domain{ID: p.DomainID, Identity: unsettled(p.ID), Overcommit: defaultOvercommit, Reserve: disk.Reserve{Permille: defaultReserve}, CreatedAt: p.CreatedAt, UpdatedAt: p.CreatedAt}
 	if err := tx.Domains.Insert(ctx, d); err != nil {
 		return err
 	}
@@ -316,13 +289,7 @@ func (e *Engine) poolPrepare() journal.Handler[*store.Tx] {
 			}
 			return e.unpreparePool(ctx, a)
 		},
-		undoCommit: func(ctx context.Context, tx *store.Tx, c *journal.Call) error {
-			var a poolArgs
-			if err := c.Args(&a); err != nil {
-				return err
-			}
-			return forgetPool(ctx, tx, a.Pool)
-		},
+		undoCommit: undoMaking,
 	}
 }
 
@@ -412,16 +379,11 @@ func (e *Engine) settle(ctx context.Context, tx *store.Tx, a poolArgs, identity 
 	default:
 		return m, err
 	}
-	if a.Overcommit != 0 {
-		d.Overcommit = a.Overcommit
-	}
-	if a.Reserve != nil {
-		d.Reserve = *a.Reserve
-	}
+	a.setDomain(&d)
 	if err := tx.Domains.Update(ctx, d); err != nil {
 		return m, err
 	}
-	m.Pool.Identity, m.Pool.State = identity+":"+m.Pool.Path, disk.PoolActive
+	m.Pool.Identity, m.Pool.State = identity+":"+m.Pool.Where(), disk.PoolActive
 	if err := tx.Pools.Update(ctx, m.Pool); err != nil {
 		return m, err
 	}
@@ -435,11 +397,13 @@ func (e *Engine) settle(ctx context.Context, tx *store.Tx, a poolArgs, identity 
 }
 
 // unpreparePool takes back what preparing a pool made. Storage that is another
-// pool's, or that can hold none, has nothing of it.
+// pool's, or that can hold none, has nothing of it; nor has storage that cannot
+// be reached, but for a marker where it was lost meanwhile: that is one of a pool
+// nobody knows, which the next to use the storage is told of.
 func (e *Engine) unpreparePool(ctx context.Context, a poolArgs) error {
 	err := e.clearPool(ctx, a)
 	switch errs.KindOf(err) {
-	case errs.NotFound, errs.Conflict, errs.Invalid, errs.Unsafe:
+	case errs.NotFound, errs.Conflict, errs.Invalid, errs.Unsafe, errs.Unavailable:
 		return nil
 	}
 	return err

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -131,8 +132,11 @@ func (e *Engine) PoolStart(ctx context.Context, o api.Options, ref string) (api.
 	if err != nil {
 		return api.Outcome{}, err
 	}
-	if r.State == disk.PoolActive && e.answers(ctx, r.ID) {
+	if r.State == disk.PoolActive && e.answers(ctx, r) {
 		return e.present(ctx, o, "pool.start", poolSubject(r), named{ref})
+	}
+	if r.State == disk.PoolInactive && unprepared(r) {
+		return e.startDefined(ctx, o, ref, r)
 	}
 	return e.changePoolState(ctx, o, "pool.start", ref, r, disk.PoolActive)
 }
@@ -228,7 +232,7 @@ func (e *Engine) poolOpen() journal.Handler[*store.Tx] {
 				return err
 			}
 			if a.To == disk.PoolInactive {
-				return e.pools.drop(a.Pool)
+				return errs.Wrap(e.pools.stop(ctx, a.Pool), "pool.stop", c.Op.Subject.Name)
 			}
 			r, err := query(ctx, e, func(ctx context.Context, tx *store.Tx) (disk.Pool, error) { return tx.Pools.Get(ctx, a.Pool) })
 			if err != nil {
@@ -274,6 +278,7 @@ func (e *Engine) PoolDelete(ctx context.Context, o api.Options, ref string, keep
 	d := newDraft("pool.delete", poolSubject(r))
 	d.request = request
 	d.resources = []string{"pool:" + string(r.ID)}
+	keepData = keepData || r.State == disk.PoolInactive && unprepared(r) // nothing of it is in the storage
 	a := poolArgs{Pool: r.ID, KeepData: keepData}
 	if !keepData {
 		p, err := e.pool(r)
@@ -288,7 +293,7 @@ func (e *Engine) PoolDelete(ctx context.Context, o api.Options, ref string, keep
 			d.notes = append(d.notes, "deletes base "+v.Name)
 		}
 	} else {
-		d.notes = append(d.notes, "forgets "+strconv.Itoa(len(vols))+" volumes; their data stays in "+r.Path)
+		d.notes = append(d.notes, "forgets "+strconv.Itoa(len(vols))+" volumes; their data stays in "+r.Where())
 	}
 	d.steps = append(d.steps, journal.NewStep(stepPoolForget, a))
 	d.intent = func(ctx context.Context, tx *store.Tx) error { return e.intendPoolDelete(ctx, tx, r, vols, keepData) }
@@ -368,11 +373,15 @@ func deletableWithPool(ctx context.Context, tx *store.Tx, r disk.Pool, v disk.Vo
 		return errs.New(errs.Busy, "pool.delete", r.Name, "the pool still holds disks, %s for one", v.Name).
 			WithHint("delete them first, or give the pool up with --keep-data")
 	}
+	if v.Adopted {
+		return errs.New(errs.Busy, "pool.delete", r.Name, "the pool still holds the base %s, which tarn did not make", v.Name).
+			WithHint("tarn volume release %s/%s, or give the pool up with --keep-data", r.Name, v.Name)
+	}
 	named, err := tx.Images.Count(ctx, store.Eq("content", v.Content))
 	if err != nil {
 		return err
 	}
-	copies, err := tx.Volumes.Count(ctx, store.Eq("kind", disk.KindBase), store.Eq("content", v.Content), store.Eq("state", disk.VolumeReady))
+	copies, err := tx.Volumes.Count(ctx, store.Eq("kind", disk.KindBase), store.Eq("content", v.Content), store.Eq("state", disk.VolumeReady), store.Eq("adopted", false))
 	if err != nil {
 		return err
 	}
@@ -394,7 +403,7 @@ func (e *Engine) poolForget() journal.Handler[*store.Tx] {
 				return err
 			}
 			if a.KeepData {
-				return e.pools.drop(a.Pool)
+				return errs.Wrap(e.pools.stop(ctx, a.Pool), "pool.delete", c.Op.Subject.Name)
 			}
 			return errs.Wrap(e.clearPool(ctx, a), "pool.delete", c.Op.Subject.Name)
 		},
@@ -420,22 +429,18 @@ func (e *Engine) forgetVolumes(ctx context.Context, tx *store.Tx, id disk.PoolID
 	}
 	owners := map[disk.InstanceID]bool{}
 	contents := map[string]bool{}
-	for pass := range 2 { // disks before the bases they read from
-		for _, v := range vols {
-			if (v.Kind == disk.KindBase) != (pass == 1) {
-				continue
-			}
-			contents[v.Content] = true
-			d, err := tx.Disks.One(ctx, store.Eq("volume_id", v.ID))
-			if err == nil {
-				owners[d.InstanceID] = true
-				err = tx.Disks.Delete(ctx, d.ID)
-			} else if errors.Is(err, errs.NotFound) {
-				err = nil
-			}
-			if err := errors.Join(err, tx.Volumes.Delete(ctx, v.ID)); err != nil {
-				return err
-			}
+	lowestFirst(vols, func(v disk.Volume) disk.Volume { return v })
+	for _, v := range slices.Backward(vols) { // what reads from a base before it
+		contents[v.Content] = true
+		d, err := tx.Disks.One(ctx, store.Eq("volume_id", v.ID))
+		if err == nil {
+			owners[d.InstanceID] = true
+			err = tx.Disks.Delete(ctx, d.ID)
+		} else if errors.Is(err, errs.NotFound) {
+			err = nil
+		}
+		if err := errors.Join(err, tx.Volumes.Delete(ctx, v.ID)); err != nil {
+			return err
 		}
 	}
 	for id := range owners {

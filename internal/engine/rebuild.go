@@ -16,10 +16,14 @@ import (
 
 // rebuildArgs is what pool.rebuild/v1 reads.
 type rebuildArgs struct {
-	Driver string      `json:"driver"`
-	Path   string      `json:"path"`
-	Pool   disk.PoolID `json:"pool"`
+	Driver string          `json:"driver"`
+	Path   string          `json:"path"`
+	Source disk.PoolSource `json:"source,omitzero"`
+	Pool   disk.PoolID     `json:"pool"`
 }
+
+// at is where the pool is, as a driver is told.
+func (a rebuildArgs) at() driver.Config { return driver.Config{Path: a.Path, Source: a.Source} }
 
 // PoolImport takes a pool into the records by what it says of itself: its
 // marker and the sidecars of its volumes. No volume's bytes are looked at.
@@ -27,38 +31,54 @@ func (e *Engine) PoolImport(ctx context.Context, o api.Options, r api.PoolImport
 	if out, err := e.seen(ctx, o, "pool.import", r); out != nil || err != nil {
 		return answer(out, err)
 	}
-	path, err := poolPath(r.Path)
-	if err != nil {
-		return api.Outcome{}, err
-	}
 	t, err := e.driverType(r.Driver)
 	if err != nil {
 		return api.Outcome{}, err
 	}
-	m, err := pool.ReadMarker(ctx, t, driver.Config{Path: path})
+	a := rebuildArgs{Driver: r.Driver}
+	if a.Path, a.Source, err = orderSource(t, r.Path, r.Source); err != nil {
+		return api.Outcome{}, err
+	}
+	place := disk.Pool{HostID: e.cfg.Host.ID, Path: a.Path, Source: a.Source}
+	pools, seen, err := e.look(ctx, place)
+	if err == nil {
+		err = e.apart(place, pools, seen)
+	}
+	if err != nil {
+		return api.Outcome{}, err // before its storage is set going
+	}
+	m, err := pool.ReadMarker(ctx, t, a.at())
+	where := place.Where()
 	if errors.Is(err, errs.NotFound) {
-		return api.Outcome{}, errs.New(errs.NotFound, "pool.import", path, "there is no pool at %s", path).WithHint("tarn pool create makes one")
+		return api.Outcome{}, errs.New(errs.NotFound, "pool.import", where, "there is no pool at %s", where).WithHint("tarn pool create makes one")
 	}
 	if err != nil {
 		return api.Outcome{}, err
 	}
+	a.Source = a.Source.Like(m.Pool.Source)
 	d := newDraft("pool.import", poolSubject(m.Pool))
-	d.request, d.resources = r, []string{"path:" + path, "pool:" + string(m.Pool.ID)} // one import of a pool at a time
-	d.steps = []journal.Step{journal.NewStep(stepPoolRebuild, rebuildArgs{Driver: r.Driver, Path: path, Pool: m.Pool.ID}), journal.NewStep(stepSidecars, sidecarArgs{All: true})}
-	d.notes = []string{"takes pool " + m.Pool.Name + " at " + path + " into the records"}
+	a.Pool, m.Pool.Path, m.Pool.Source, m.Pool.HostID = m.Pool.ID, a.Path, a.Source, e.cfg.Host.ID
+	d.request, d.resources = r, append(placesOf(m.Pool), "pool:"+string(m.Pool.ID)) // one import of a pool at a time
+	d.steps = []journal.Step{journal.NewStep(stepPoolRebuild, a), journal.NewStep(stepSidecars, sidecarArgs{All: true})}
+	d.notes = []string{"takes pool " + m.Pool.Name + " at " + where + " into the records"}
 	d.intent = func(ctx context.Context, tx *store.Tx) error {
-		if p, err := tx.Pools.Get(ctx, m.Pool.ID); err == nil {
-			return errs.New(errs.Exists, "pool.import", m.Pool.Name, "pool %s is on record already, at %s", p.Name, p.Path)
-		} else if !errors.Is(err, errs.NotFound) {
-			return err
+		p, err := optionally(tx.Pools.Get(ctx, m.Pool.ID))
+		if err == nil && p != nil {
+			err = errs.New(errs.Exists, "pool.import", m.Pool.Name, "pool %s is on record already, at %s", p.Name, p.Where())
 		}
-		m.Pool.Path = path
-		return e.apart(ctx, tx, m.Pool)
+		return err
 	}
-	return e.submit(ctx, o, d)
+	out, err := e.submitApart(ctx, o, d, m.Pool)
+	if err != nil || out.Operation == nil {
+		if err := e.pools.rest(ctx, t, m.Pool); err != nil {
+			e.cfg.Log.Warn("the storage of a pool that is not imported was not stopped", "pool", m.Pool.Name, "error", err)
+		}
+	}
+	return out, err
 }
 
-// dropUnrecorded closes the pool that an import opened and could not record.
+// dropUnrecorded closes the pool that an import opened and could not record, and
+// ends what that set going, behind the transaction: none waits for storage.
 func (e *Engine) dropUnrecorded(ctx context.Context, tx *store.Tx, op *journal.Operation) {
 	if op.Kind != "pool.import" || op.State == journal.Done {
 		return
@@ -67,9 +87,15 @@ func (e *Engine) dropUnrecorded(ctx context.Context, tx *store.Tx, op *journal.O
 	if _, err := tx.Pools.Get(ctx, id); !errors.Is(err, errs.NotFound) {
 		return
 	}
-	if err := e.pools.drop(id); err != nil {
-		e.cfg.Log.Warn("a pool that was not imported could not be closed", "pool", op.Subject.Name, "error", err)
+	p, ok := e.pools.get(id)
+	if !ok {
+		return
 	}
+	e.background.Go(func() {
+		if err := e.pools.stopThis(e.life, id, p); err != nil {
+			e.cfg.Log.Warn("a pool that was not imported could not be closed", "pool", op.Subject.Name, "error", err)
+		}
+	})
 }
 
 // poolRebuild reads a pool's self-descriptions and records what they say: step
@@ -117,25 +143,25 @@ func (e *Engine) readPool(ctx context.Context, a rebuildArgs, c *journal.Call) (
 	if err != nil {
 		return out, err
 	}
-	if out.Marker, err = pool.ReadMarker(ctx, t, driver.Config{Path: a.Path}); err != nil {
+	if out.Marker, err = pool.ReadMarker(ctx, t, a.at()); err != nil {
 		return out, err
 	}
 	m := &out.Marker
-	m.Pool.Path, m.Pool.State, m.Pool.HostID = a.Path, disk.PoolActive, e.cfg.Host.ID
+	m.Pool.Path, m.Pool.Source, m.Pool.State, m.Pool.HostID = a.Path, a.Source, disk.PoolActive, e.cfg.Host.ID
 	p, err := e.pools.reopen(ctx, t, m.Pool)
 	if err != nil {
 		return out, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.Close())
+			err = errors.Join(err, end(context.WithoutCancel(ctx), p.Driver))
 		}
 	}()
 	u, err := p.Stat(ctx)
 	if err != nil {
 		return out, err
 	}
-	m.Domain.Identity, m.Pool.Identity = u.Identity, u.Identity+":"+a.Path
+	m.Domain.Identity, m.Pool.Identity = u.Identity, u.Identity+":"+m.Pool.Where()
 	for rec, err := range p.Sidecars(ctx) {
 		if err != nil {
 			return out, err
@@ -182,15 +208,31 @@ func (e *Engine) recordPool(ctx context.Context, tx *store.Tx, r rebuilt) error 
 	if err := tx.Pools.Insert(ctx, r.Marker.Pool); err != nil {
 		return err
 	}
-	slices.SortStableFunc(r.Sidecars, func(a, b disk.Sidecar) int { // bases before what reads from them
-		return boolInt(a.Volume.Kind != disk.KindBase) - boolInt(b.Volume.Kind != disk.KindBase)
-	})
+	lowestFirst(r.Sidecars, func(s disk.Sidecar) disk.Volume { return s.Volume })
 	for _, s := range r.Sidecars {
 		if err := e.recordSidecar(ctx, tx, s); err != nil {
 			return errs.Wrap(err, "pool.import", s.Volume.Name)
 		}
 	}
 	return nil
+}
+
+// lowestFirst brings bases before what reads from them. A circle, which no honest
+// pool has, stays somewhere.
+func lowestFirst[T any](all []T, volume func(T) disk.Volume) {
+	below := map[disk.VolumeID]disk.VolumeID{}
+	for _, x := range all {
+		if v := volume(x); v.Backing != nil {
+			below[v.ID] = v.Backing.VolumeID
+		}
+	}
+	depth := func(x T) (n int) {
+		for id, ok := below[volume(x).ID]; ok && n <= len(below); id, ok = below[id] {
+			n++
+		}
+		return n
+	}
+	slices.SortStableFunc(all, func(a, b T) int { return depth(a) - depth(b) })
 }
 
 func boolInt(b bool) int {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/engine"
+	"github.com/tarn-storage/tarn/internal/pool/mounted"
 )
 
 // openIn returns what this process holds open in dir.
@@ -70,6 +72,58 @@ func TestTheHighestGenerationWins(t *testing.T) {
 	}
 }
 
+// soonTrue demands that holds does before long.
+func soonTrue(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for start := time.Now(); !holds(); runtime.Gosched() {
+		if time.Since(start) > 10*time.Second {
+			t.Fatalf("%s: not in ten seconds", what)
+		}
+	}
+}
+
+// TestImportBesideAnotherPool imports the pool of another host from within a pool
+// of this one.
+func TestImportBesideAnotherPool(t *testing.T) {
+	ctx, none := context.Background(), api.Options{}
+	dir := t.TempDir()
+	other := newBench(t)
+	other.stop()
+	other.host = "11111111-2222-3333-4444-555555555555"
+	other.start()
+	in := filepath.Join(dir, "in")
+	other.must(other.PoolCreate(ctx, none, api.PoolCreate{Name: "theirs", Driver: "dir", Path: in}))
+	other.stop()
+	other.stop = func() {}
+	b := newBench(t)
+	b.must(b.PoolCreate(ctx, none, api.PoolCreate{Name: "ours", Driver: "dir", Path: dir, Define: true}))
+	out, err := b.PoolImport(ctx, none, api.PoolImport{Driver: "dir", Path: in})
+	b.fails(errs.Conflict, out, err)
+}
+
+// TestAnImportThatIsNotMadeStopsTheStorage rehearses the import of a pool on a
+// device, and imports one whose name is taken: neither stays mounted.
+func TestAnImportThatIsNotMadeStopsTheStorage(t *testing.T) {
+	ctx, none := context.Background(), api.Options{}
+	b := newBench(t)
+	r := fsPool(t)
+	r.Name = "main"
+	b.must(b.PoolCreate(ctx, none, r))
+	b.must(b.PoolDelete(ctx, none, "main", true))
+	unmounted := func() bool { return must(mounted.Source(r.Path)) == "" }
+	out, err := b.PoolImport(ctx, api.Options{DryRun: true}, imported(r))
+	if err != nil || out.Plan == nil {
+		t.Errorf("the rehearsal of an import: %+v, %v, want a plan", out, err)
+	}
+	if !unmounted() {
+		t.Error("behind the rehearsal of an import the pool is mounted")
+	}
+	b.pool("main")
+	out, err = b.PoolImport(ctx, none, imported(r))
+	b.fails(errs.Exists, out, err)
+	soonTrue(t, "a pool that was not imported is unmounted", unmounted)
+}
+
 // TestAnImportThatConflictsLeavesNothingOpen imports pools that the records have
 // no room for.
 func TestAnImportThatConflictsLeavesNothingOpen(t *testing.T) {
@@ -89,9 +143,7 @@ func TestAnImportThatConflictsLeavesNothingOpen(t *testing.T) {
 	out, err := b.PoolImport(ctx, api.Options{}, api.PoolImport{Driver: "dir", Path: namesake})
 	b.fails(errs.Exists, out, err)
 	for _, dir := range []string{again, namesake} {
-		if left := openIn(t, dir); len(left) > 0 {
-			t.Errorf("after an import that failed the daemon holds %v open", left)
-		}
+		soonTrue(t, "an import that failed holds nothing open in "+dir, func() bool { return len(openIn(t, dir)) == 0 })
 	}
 	if len(openIn(t, dir)) == 0 {
 		t.Error("the pool on record is no longer open")

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/diskfmt"
 	"github.com/tarn-storage/tarn/errs"
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/plan"
@@ -18,9 +19,9 @@ import (
 	"github.com/tarn-storage/tarn/internal/store"
 )
 
-// layer is one volume of a chain as a hypervisor opens it.
+// layer is one container of a chain as a hypervisor opens it.
 type layer struct {
-	volume disk.Volume
+	format diskfmt.Format
 	at     driver.Attachment
 }
 
@@ -68,7 +69,19 @@ func (e *Engine) layers(ctx context.Context, r diskRecords) ([]layer, error) {
 	}
 	var out []layer
 	for _, v := range vols {
-		out = append(out, layer{v, a.Attachment(pool.Ref(v))})
+		at := []driver.Attachment{a.Attachment(pool.Ref(v))}
+		if l, ok := p.Driver.(driver.Layered); ok {
+			if at, err = l.Layers(ctx, pool.Ref(v)); err != nil {
+				return nil, err
+			}
+		}
+		for _, at := range at {
+			f := v.Format
+			if at.Format != "" {
+				f = at.Format
+			}
+			out = append(out, layer{f, at})
+		}
 	}
 	return out, nil
 }
@@ -90,6 +103,15 @@ func (e *Engine) chain(ctx context.Context, v disk.Volume) ([]disk.Volume, error
 		}
 		return out, nil
 	})
+}
+
+// soundChain is chain for who is about to use it: every base is as it was imported.
+func (e *Engine) soundChain(ctx context.Context, v disk.Volume) ([]disk.Volume, error) {
+	chain, err := e.chain(ctx, v)
+	for i := 1; i < len(chain) && err == nil; i++ {
+		err = sound("volume.open", v.Name, chain[i])
+	}
+	return chain, err
 }
 
 // cacheFlags are what a QEMU cache mode is made of (qemu(1), "cache").
@@ -127,9 +149,21 @@ func (q *qemuArgs) args() []string { return append(q.controllers, q.disks...) }
 // node is one -blockdev argument.
 type node map[string]any
 
+// qemuDriver is QEMU's name for a format.
+func qemuDriver(f diskfmt.Format) string {
+	if f == diskfmt.Ploop {
+		return "parallels"
+	}
+	return string(f)
+}
+
 // disk adds one disk: a node for each layer, the base first, and the device.
 func (q *qemuArgs) disk(d disk.Disk, chain []layer) {
 	cache := cacheOf(d.Cache)
+	if chain[0].format == diskfmt.Ploop && len(chain) > 1 {
+		q.drive(d, chain, cache)
+		return
+	}
 	below := ""
 	for i := len(chain) - 1; i >= 0; i-- {
 		name := "d-" + d.Serial
@@ -141,11 +175,16 @@ func (q *qemuArgs) disk(d disk.Disk, chain []layer) {
 		if !ro {
 			common["discard"] = d.Discard
 		}
-		file, top := node{"driver": "file", "node-name": name + "-f", "filename": chain[i].at.Path}, node{"driver": string(chain[i].volume.Format), "node-name": name, "file": name + "-f"}
-		if chain[i].at.Type == "block" {
+		file, top := node{"driver": "file", "node-name": name + "-f", "filename": chain[i].at.Path}, node{"driver": qemuDriver(chain[i].format), "node-name": name, "file": name + "-f"}
+		switch at := chain[i].at; {
+		case at.Type == "block":
 			file["driver"] = "host_device"
+		case at.Network != nil:
+			file = networkNode(at.Network, d.Serial)
+			file["node-name"] = name + "-f"
+			q.disks = append(q.disks, secret(at.Network, d.Serial)...)
 		}
-		if chain[i].volume.Format == "qcow2" {
+		if chain[i].format == diskfmt.Qcow2 {
 			top["backing"] = nil
 		}
 		if below != "" {
@@ -158,6 +197,30 @@ func (q *qemuArgs) disk(d disk.Disk, chain []layer) {
 		below = name
 	}
 	q.disks = append(q.disks, "-device", q.device(d, below, cache))
+}
+
+// drive adds a disk of Parallels images. QEMU reads what is below one, but its
+// -blockdev has no word for that (QAPI: BlockdevOptionsGenericFormat); -drive
+// takes the nodes in each other, which inherit its cache mode.
+func (q *qemuArgs) drive(d disk.Disk, chain []layer, cache cacheFlags) {
+	name := "d-" + d.Serial
+	onOff := map[bool]string{true: "on", false: "off"}
+	opts := []string{"if=none", "id=" + name, "read-only=" + onOff[d.ReadOnly], "cache.direct=" + onOff[cache.direct], "cache.no-flush=" + onOff[cache.noFlush]}
+	if !d.ReadOnly {
+		opts = append(opts, "discard="+d.Discard)
+	}
+	under := ""
+	for i, l := range chain {
+		node := name
+		if i > 0 {
+			under += "backing."
+			node = fmt.Sprintf("b%d-%s", i, d.Serial)
+			opts = append(opts, under+"read-only=on")
+		}
+		opts = append(opts, under+"driver="+qemuDriver(l.format), under+"node-name="+node+"-n",
+			under+"file.driver=file", under+"file.filename="+strings.ReplaceAll(l.at.Path, ",", ",,"))
+	}
+	q.disks = append(q.disks, "-drive", strings.Join(opts, ","), "-device", q.device(d, name, cache))
 }
 
 // String writes the node as JSON, whose keys are in order.
@@ -225,9 +288,14 @@ type (
 		Discard string `xml:"discard,attr,omitempty"`
 	}
 	xmlSource struct {
-		File  string   `xml:"file,attr,omitempty"`
-		Dev   string   `xml:"dev,attr,omitempty"`
-		Label xmlLabel `xml:"seclabel"`
+		File     string     `xml:"file,attr,omitempty"`
+		Dev      string     `xml:"dev,attr,omitempty"`
+		Protocol string     `xml:"protocol,attr,omitempty"`
+		Name     string     `xml:"name,attr,omitempty"`
+		Hosts    []xmlHost  `xml:"host"`
+		Config   *xmlConfig `xml:"config"`
+		Auth     *xmlAuth   `xml:"auth"`
+		Label    *xmlLabel  `xml:"seclabel"`
 	}
 	xmlLabel struct {
 		Model   string `xml:"model,attr"`
@@ -252,7 +320,10 @@ type (
 )
 
 func libvirtSource(l layer) xmlSource {
-	s := xmlSource{Label: xmlLabel{Model: "dac", Relabel: "no"}}
+	if l.at.Network != nil {
+		return libvirtNetwork(l.at.Network)
+	}
+	s := xmlSource{Label: &xmlLabel{Model: "dac", Relabel: "no"}}
 	if l.at.Type == "block" {
 		s.Dev = l.at.Path
 	} else {
@@ -264,9 +335,13 @@ func libvirtSource(l layer) xmlSource {
 // libvirtDisk prints one <disk>. An empty backingStore ends the chain, so that
 // libvirt looks no further.
 func libvirtDisk(d disk.Disk, chain []layer) (string, error) {
+	if chain[0].format == diskfmt.Ploop && len(chain) > 1 {
+		return "", errs.New(errs.Unsupported, "attach", d.Name, "the disk has snapshots, and libvirt knows no layers of Parallels images").
+			WithHint("delete its snapshots, or use --as qemu")
+	}
 	x := xmlDisk{
 		Type: chain[0].at.Type, Device: "disk", Source: libvirtSource(chain[0]), Target: xmlTarget{d.Device, d.Bus}, Serial: d.Serial,
-		Driver: xmlDriver{Name: "qemu", Type: string(chain[0].volume.Format), Cache: d.Cache, Discard: d.Discard},
+		Driver: xmlDriver{Name: "qemu", Type: string(chain[0].format), Cache: d.Cache, Discard: d.Discard},
 	}
 	if d.Role == disk.RoleCdrom {
 		x.Device = "cdrom"
@@ -280,7 +355,7 @@ func libvirtDisk(d disk.Disk, chain []layer) (string, error) {
 	end := &x.Backing
 	for _, l := range chain[1:] {
 		src := libvirtSource(l)
-		*end = &xmlBacking{Type: l.at.Type, Format: &xmlFormat{string(l.volume.Format)}, Source: &src}
+		*end = &xmlBacking{Type: l.at.Type, Format: &xmlFormat{string(l.format)}, Source: &src}
 		end = &(*end).Backing
 	}
 	*end = &xmlBacking{}

@@ -63,13 +63,21 @@ func (e *Engine) DiskResize(ctx context.Context, o api.Options, ref string, r ap
 	if err := e.notInUse(ctx, "disk.resize", []disk.Volume{rec.volume}); err != nil {
 		return api.Outcome{}, err
 	}
-	if err := e.opens(ctx, p, rec.volume, driver.Read); err != nil {
-		return api.Outcome{}, errs.Wrap(err, "disk.resize", subject.Name)
-	}
 	a := resizeArgs{Volume: rec.volume.ID, From: rec.volume.VirtualSize, To: disk.RoundUp(want, p.Caps.SizeUnit), Requested: want, WasAsked: rec.volume.RequestedSize}
 	space, err := e.measure(ctx, rec.pool.DomainID)
 	if err != nil {
 		return api.Outcome{}, err
+	}
+	// Decided once before the container is opened: not all full storage opens one.
+	err = e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
+		_, err := admitResize(ctx, tx, a, rec.pool.DomainID, space)
+		return err
+	})
+	if err != nil {
+		return api.Outcome{}, err
+	}
+	if err := e.opens(ctx, p, rec.volume, driver.Read); err != nil {
+		return api.Outcome{}, errs.Wrap(err, "disk.resize", subject.Name)
 	}
 	d := newDraft("disk.resize", subject)
 	d.request = request
@@ -86,7 +94,7 @@ func (e *Engine) DiskResize(ctx context.Context, o api.Options, ref string, r ap
 // says, or nil. A container that a guest has damaged is refused by it before an
 // operation starts on it, which could go neither on nor back.
 func (e *Engine) opens(ctx context.Context, p *pool.Pool, v disk.Volume, m driver.Mode) error {
-	chain, err := e.chain(ctx, v)
+	chain, err := e.soundChain(ctx, v)
 	if err != nil {
 		return err
 	}
@@ -99,24 +107,34 @@ func (e *Engine) opens(ctx context.Context, p *pool.Pool, v disk.Volume, m drive
 
 // intendResize promises the space of a grow and marks the volume.
 func (e *Engine) intendResize(ctx context.Context, tx *store.Tx, a resizeArgs, domain disk.DomainID, space measured) error {
-	v, err := tx.Volumes.Get(ctx, a.Volume)
+	v, err := admitResize(ctx, tx, a, domain, space)
 	if err != nil {
 		return err
 	}
+	v.State = disk.VolumeResizing
+	return tx.Volumes.Update(ctx, v)
+}
+
+// admitResize returns the volume with what a resize commits, or why it cannot be.
+func admitResize(ctx context.Context, tx *store.Tx, a resizeArgs, domain disk.DomainID, space measured) (disk.Volume, error) {
+	v, err := tx.Volumes.Get(ctx, a.Volume)
+	if err != nil {
+		return v, err
+	}
 	if v.State != disk.VolumeReady || v.VirtualSize != a.From {
-		return errs.New(errs.Busy, "disk.resize", v.Name, "the volume is %s and changed meanwhile", v.State).WithHint("try again")
+		return v, errs.New(errs.Busy, "disk.resize", v.Name, "the volume is %s and changed meanwhile", v.State).WithHint("try again")
 	}
 	if l, err := leaseOf(ctx, tx, v.ID); err != nil {
-		return err
+		return v, err
 	} else if l != nil {
-		return attachedError(ctx, tx, v)
+		return v, attachedError(ctx, tx, v)
 	}
 	need := max(commitment(v.Format, a.To), v.Committed)
 	if err := admit(ctx, tx, domain, space, plan.Need{Commit: need - v.Committed, Write: 1 << 20}); err != nil {
-		return errs.Wrap(err, "disk.resize", v.Name)
+		return v, errs.Wrap(err, "disk.resize", v.Name)
 	}
-	v.State, v.Committed = disk.VolumeResizing, need
-	return tx.Volumes.Update(ctx, v)
+	v.Committed = need
+	return v, nil
 }
 
 // commitment is the space a writable volume of a format may come to need.

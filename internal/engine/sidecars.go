@@ -36,6 +36,9 @@ func sidecarOf(ctx context.Context, tx *store.Tx, id disk.VolumeID) (disk.Sideca
 	if err != nil {
 		return disk.Sidecar{}, err
 	}
+	if v.Kind == disk.KindBase && v.Adopted {
+		return disk.Sidecar{Volume: v}, nil
+	}
 	if v.Kind == disk.KindBase {
 		images, _, err := tx.Images.List(ctx, store.Query{Where: []store.Where{store.Eq("content", v.Content), store.Eq("state", disk.ImageReady)}})
 		return disk.Sidecar{Volume: v, Images: images}, err

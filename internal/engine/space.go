@@ -24,6 +24,7 @@ type gauge struct {
 	sampling bool
 	via      disk.PoolID // an open pool of the domain
 	last     measured    // what the last measurement of the domain said
+	samples  []sample    // of the time of the trend, oldest first
 }
 
 // gauges holds one gauge per domain. Its zero value is ready.
@@ -42,11 +43,12 @@ func (g *gauges) get(id disk.DomainID) *gauge {
 	return g.of[id]
 }
 
-// forget makes the next measurement take a new sample first.
+// forget makes the next measurement take a new sample first. What the last one
+// said stays: operations decide on it meanwhile.
 func (g *gauges) forget(id disk.DomainID) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.of, id)
+	g.get(id).at = time.Time{}
 }
 
 // last returns what the last measurement of a domain said.
@@ -59,6 +61,9 @@ func (g *gauges) last(id disk.DomainID) measured {
 func (g *gauges) keep(id disk.DomainID, m measured) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if last := g.get(id).last; m.foreignAt.Before(last.foreignAt) { // measured meanwhile
+		m.foreign, m.foreignAt = last.foreign, last.foreignAt
+	}
 	g.get(id).last = m
 }
 
@@ -67,6 +72,8 @@ func (g *gauges) keep(id disk.DomainID, m measured) {
 type measured struct {
 	capacity, free, foreign int64
 	foreignAt               time.Time
+
+	thin driver.Usage // what it says of a thin pool, and of what ails it
 }
 
 // space completes a measurement with what is promised, inside the transaction
@@ -84,13 +91,18 @@ func (e *Engine) measure(ctx context.Context, id disk.DomainID) (measured, error
 	if err != nil {
 		return measured{}, err
 	}
-	m := measured{capacity: u.Capacity, free: u.Free}
+	foreign, at, err := e.foreign(ctx, id, u)
+	return e.measured(id, u, foreign, at), err
+}
+
+// measured keeps what was measured of domain id.
+func (e *Engine) measured(id disk.DomainID, u driver.Usage, foreign int64, at time.Time) measured {
+	m := measured{capacity: u.Capacity, free: u.Free, foreign: foreign, foreignAt: at, thin: u}
 	if e.cfg.Ballast != nil { // what it gave up is for deletes, not for whoever comes first
 		m.free = max(0, m.free-e.cfg.Ballast.Missing())
 	}
-	m.foreign, m.foreignAt, err = e.foreign(ctx, id, u)
 	e.space.keep(id, m)
-	return m, err
+	return m
 }
 
 // witness returns what an open pool of domain id says of it: the pool that was
@@ -135,6 +147,10 @@ func (e *Engine) witness(ctx context.Context, id disk.DomainID) (driver.Usage, e
 func (e *Engine) foreign(ctx context.Context, id disk.DomainID, u driver.Usage) (int64, time.Time, error) {
 	e.space.mu.Lock()
 	g := e.space.get(id)
+	if ctx.Value(unsampled{}) != nil {
+		defer e.space.mu.Unlock()
+		return g.foreign, g.at, nil
+	}
 	first, old := g.at.IsZero(), e.now().Sub(g.at) > foreignAge
 	sample := (first || old) && !g.sampling
 	if sample && !first {
@@ -147,10 +163,10 @@ func (e *Engine) foreign(ctx context.Context, id disk.DomainID, u driver.Usage) 
 		return e.sampleForeign(ctx, id, u)
 	case sample:
 		e.background.Go(func() {
-			if _, _, err := e.sampleForeign(context.WithoutCancel(ctx), id, u); err != nil {
+			if _, _, err := e.sampleForeign(e.life, id, u); err != nil {
 				e.cfg.Log.Warn("the space others use could not be measured", "domain", id, "error", err)
 			}
-			e.restoreBallast(context.WithoutCancel(ctx))
+			e.restoreBallast(e.life)
 		})
 	}
 	return foreign, at, nil

@@ -15,6 +15,7 @@ import (
 	"github.com/tarn-storage/tarn/internal/disk"
 	"github.com/tarn-storage/tarn/internal/generate"
 	"github.com/tarn-storage/tarn/internal/journal"
+	"github.com/tarn-storage/tarn/internal/pool"
 	"github.com/tarn-storage/tarn/internal/pool/driver"
 	"github.com/tarn-storage/tarn/internal/store"
 )
@@ -140,19 +141,19 @@ func (e *Engine) configSpool() journal.Handler[*store.Tx] {
 			if err != nil {
 				return err
 			}
-			return e.spool(ctx, p.Driver, a, data)
+			return e.spool(ctx, p, a, data)
 		},
 		undo:       func(ctx context.Context, c *journal.Call) error { return e.unspool(ctx, c) },
 		undoCommit: e.forgetUnmade,
 	}}
 }
 
-func (e *Engine) spool(ctx context.Context, d driver.Driver, a spoolArgs, data []byte) error {
+func (e *Engine) spool(ctx context.Context, p *pool.Pool, a spoolArgs, data []byte) error {
 	id := spoolID(a.Volume)
-	if err := d.Create(ctx, driver.Spec{ID: id, Size: disk.RoundUp(int64(len(data)), disk.SizeUnit)}); err != nil {
+	if err := p.Driver.Create(ctx, driver.Spec{ID: id, Size: disk.RoundUp(int64(len(data)), p.Caps.SizeUnit)}); err != nil {
 		return err
 	}
-	dev, err := d.Open(ctx, driver.Ref{ID: id}, driver.Staged)
+	dev, err := p.Driver.Open(ctx, driver.Ref{ID: id}, driver.Staged)
 	if err != nil {
 		return err
 	}

@@ -147,7 +147,8 @@ func (e *Engine) afterwards(kind string) {
 		e.background.Go(func() { e.restoreBallast(e.life) })
 	case "pool.start":
 		e.background.Go(func() {
-			if err := e.releaseOldLeases(e.life); err != nil && e.life.Err() == nil {
+			err := errors.Join(e.releaseOldLeases(e.life, false), e.releaseOldLeases(e.life, true))
+			if err != nil && e.life.Err() == nil {
 				e.cfg.Log.Warn("leases of an earlier boot could not be released", "error", err)
 			}
 		})

@@ -41,8 +41,8 @@ func TestAPoolsDirectoryGoesAway(t *testing.T) {
 			if d := mustDisk(t, b, "v/data0"); d.State != "ready" {
 				t.Errorf("the disk in the pool is %s, want ready", d.State)
 			}
-			if p := mustPool(t, b, "gone"); p.State != "unavailable" {
-				t.Errorf("the pool is %s, want unavailable", p.State)
+			if p := mustPool(t, b, "gone"); p.State != "degraded" || !strings.Contains(p.Reason, dir) {
+				t.Errorf("the pool is %s, %q; want degraded, with its path", p.State, p.Reason)
 			}
 			create := api.DiskCreate{Instance: "v", Disk: api.DiskSpec{Role: "data", Size: 1 << 20, Pool: "gone"}}
 			out, err := b.DiskCreate(ctx, none, create)

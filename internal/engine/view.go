@@ -84,7 +84,7 @@ func (v *view) volume(ctx context.Context, r disk.Volume) (api.Volume, error) {
 	return api.Volume{
 		ID: string(r.ID), Pool: p.Name, Name: r.Name, Kind: string(r.Kind), State: string(r.State), Format: string(r.Format),
 		VirtualSize: r.VirtualSize, RequestedSize: r.RequestedSize, AllocatedSize: r.Allocated, Committed: r.Committed,
-		Backing: backingView(r.Backing), Content: r.Content, Path: v.path(r), CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt,
+		Adopted: r.Adopted, Backing: backingView(r.Backing), Content: r.Content, Path: v.path(r), CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt,
 	}, err
 }
 
@@ -164,7 +164,7 @@ func (v *view) instance(ctx context.Context, i disk.Instance) (api.Instance, err
 func (v *view) image(ctx context.Context, i disk.Image) (api.Image, error) {
 	out := api.Image{
 		ID: string(i.ID), Name: i.Name, State: string(i.State), Format: string(i.Format), VirtualSize: i.VirtualSize, MinDisk: i.MinDisk,
-		SourceSHA256: i.SourceSHA256, Content: i.Content, Bases: []api.ImageBase{}, CreatedAt: i.CreatedAt, UpdatedAt: i.UpdatedAt,
+		SourceSHA256: i.SourceSHA256, Source: (*api.ImageSource)(i.Source), Content: i.Content, Bases: []api.ImageBase{}, CreatedAt: i.CreatedAt, UpdatedAt: i.UpdatedAt,
 	}
 	if i.Proof != nil {
 		out.Verified, out.Signed = i.Proof.Checksums, (*api.ImageSigned)(i.Proof.Signature)
@@ -183,28 +183,27 @@ func (v *view) image(ctx context.Context, i disk.Image) (api.Image, error) {
 	return out, nil
 }
 
-// basesOf returns the bases that hold content, in any pool and state.
+// basesOf returns the bases that hold content, in any pool and state, as copies of
+// images: not those that were adopted.
 func basesOf(ctx context.Context, tx *store.Tx, content string) ([]disk.Volume, error) {
 	if content == "" {
 		return nil, nil
 	}
-	bases, _, err := tx.Volumes.List(ctx, store.Query{Where: []store.Where{store.Eq("kind", disk.KindBase), store.Eq("content", content)}})
+	bases, _, err := tx.Volumes.List(ctx, store.Query{Where: []store.Where{store.Eq("kind", disk.KindBase), store.Eq("content", content), store.Eq("adopted", false)}})
 	return bases, err
 }
 
 // poolView shows a pool with the space of its domain. A pool that is not
-// active shows what is promised but not what is measured.
+// active shows what is promised but not what is measured, one that does not
+// answer what was measured last.
 func (e *Engine) poolView(ctx context.Context, r disk.Pool) (api.Pool, error) {
-	m, merr := e.measure(ctx, r.DomainID)
+	look := e.lookAt(ctx, r)
 	out := api.Pool{
-		ID: string(r.ID), Name: r.Name, Driver: r.Driver, State: string(r.State), Path: r.Path, Owner: ownerName(r.Owner),
+		ID: string(r.ID), Name: r.Name, Driver: r.Driver, State: look.state, Reason: look.reason, Path: r.Path, Source: api.PoolSource(r.Source), Owner: ownerName(r.Owner),
 		Identity: r.Identity, DiskFormat: string(r.DiskFormat), ImageFormats: make([]string, 0, len(r.ImageFormats)), CreatedAt: r.CreatedAt, UpdatedAt: r.UpdatedAt,
 	}
 	for _, f := range r.ImageFormats {
 		out.ImageFormats = append(out.ImageFormats, string(f))
-	}
-	if r.State == disk.PoolActive && !e.answers(ctx, r.ID) {
-		out.State = "unavailable"
 	}
 	err := e.store.View(ctx, func(ctx context.Context, tx *store.Tx) error {
 		d, err := tx.Domains.Get(ctx, r.DomainID)
@@ -221,25 +220,20 @@ func (e *Engine) poolView(ctx context.Context, r disk.Pool) (api.Pool, error) {
 		}
 		out.Domain, out.Overcommit = d.Identity, float64(d.Overcommit)/1000
 		out.Provisioned, out.Allocated, out.Committed = sums.Provisioned, sums.Allocated, all.Committed
-		if merr == nil {
-			s := plan.Space{Capacity: m.capacity, Free: m.free, Foreign: m.foreign, Committed: all.Committed, Writing: all.Writing}
-			out.Capacity, out.Foreign, out.ForeignAt = m.capacity, m.foreign, m.foreignAt
-			out.Reserved, out.Available = d.Reserve.Of(m.capacity), plan.Available(d, s)
+		if look.unknown == nil {
+			e.showSpace(&out, look, d, plan.Space{Capacity: look.capacity, Free: look.free, Foreign: look.foreign, Committed: all.Committed, Writing: all.Writing})
 		}
 		out.SharesWith, err = sharing(ctx, tx, r)
 		return err
 	})
+	e.stir(r.ID, out.State)
 	return out, err
 }
 
 // answers reports whether a pool is open and its storage where it was.
-func (e *Engine) answers(ctx context.Context, id disk.PoolID) bool {
-	p, ok := e.pools.get(id)
-	if ok {
-		_, err := p.Stat(ctx)
-		ok = err == nil
-	}
-	return ok
+func (e *Engine) answers(ctx context.Context, r disk.Pool) bool {
+	_, err := e.peek(ctx, r)
+	return err == nil
 }
 
 // sharing names the other pools of r's capacity domain.

@@ -11,9 +11,13 @@ import (
 var examples = map[string]any{
 	"PoolCreate":     api.PoolCreate{Name: "fast", Driver: "dir", Path: "/srv/tarn/fast", Overcommit: new(1.5), Reserve: "5%"},
 	"PoolImport":     api.PoolImport{Driver: "dir", Path: "/srv/tarn/fast"},
+	"PoolBuild":      api.PoolBuild{},
 	"PoolSet":        api.PoolSet{Name: new("faster"), ImageFormats: &[]string{"raw", "qcow2"}},
 	"CacheAdd":       api.CacheAdd{Image: "debian12", Pool: "fast"},
 	"CachePrune":     api.CachePrune{OlderThan: "720h"},
+	"CacheUnpin":     api.CacheUnpin{Image: "debian12", Pool: "fast"},
+	"VolumeAdopt":    api.VolumeAdopt{Pool: "fast", Name: "old.qcow2", Format: "qcow2", Instance: "web1"},
+	"Scrub":          api.Scrub{Rate: 100 << 20, Repair: true},
 	"Rename":         api.Rename{Name: "debian-12"},
 	"InstanceCreate": api.InstanceCreate{Name: "web1", Disks: []api.DiskSpec{{Role: "root", Image: "debian12", Size: 20 << 30}, {Role: "data", Size: 100 << 30, Pool: "fast"}}},
 	"DiskCreate":     api.DiskCreate{Instance: "web1", Disk: api.DiskSpec{Role: "data", Size: 50 << 30, FS: "xfs"}},

@@ -29,13 +29,19 @@ type Pools interface {
 	PoolCreate(context.Context, api.Options, api.PoolCreate) (api.Outcome, error)
 	PoolImport(context.Context, api.Options, api.PoolImport) (api.Outcome, error)
 	PoolSet(ctx context.Context, o api.Options, ref string, set api.PoolSet) (api.Outcome, error)
+	PoolBuild(ctx context.Context, o api.Options, ref string, b api.PoolBuild) (api.Outcome, error)
 	PoolStart(ctx context.Context, o api.Options, ref string) (api.Outcome, error)
 	PoolStop(ctx context.Context, o api.Options, ref string) (api.Outcome, error)
+	PoolRefresh(ctx context.Context, o api.Options, ref string) (api.Outcome, error)
 	PoolDelete(ctx context.Context, o api.Options, ref string, keepData bool) (api.Outcome, error)
 	Pools(context.Context, api.Page) (api.List[api.Pool], error)
 	Pool(ctx context.Context, ref string) (api.Pool, error)
+	Drivers(context.Context) (api.List[api.Driver], error)
 	Volumes(ctx context.Context, pool string, p api.Page) (api.List[api.Volume], error)
 	Volume(ctx context.Context, ref string) (api.Volume, error)
+	Foreign(ctx context.Context, pool string) (api.List[api.ForeignObject], error)
+	VolumeAdopt(context.Context, api.Options, api.VolumeAdopt) (api.Outcome, error)
+	VolumeRelease(ctx context.Context, o api.Options, ref string) (api.Outcome, error)
 }
 
 // Images is the part that keeps images. A source is read until the operation
@@ -54,7 +60,9 @@ type Images interface {
 type Cache interface {
 	Cache(context.Context, api.Page) (api.List[api.CacheEntry], error)
 	CacheAdd(context.Context, api.Options, api.CacheAdd) (api.Outcome, error)
+	CacheUnpin(context.Context, api.Options, api.CacheUnpin) (api.Outcome, error)
 	CachePrune(context.Context, api.Options, api.CachePrune) (api.Outcome, error)
+	Scrub(context.Context, api.Options, api.Scrub) (api.Outcome, error)
 }
 
 // Instances is the part that keeps instances.

@@ -97,13 +97,14 @@ func (s *Server) exportFile(w http.ResponseWriter, r *http.Request, in *export, 
 		writeFailure(w, fail(err))
 		return
 	}
-	defer closeFile(f) // the caller syncs: the file is his
+	defer f.Close() // the caller syncs: the file is his
 	if err := checkSink(f); err != nil {
 		writeFailure(w, fail(err))
 		return
 	}
 	lines := &lines{w: w, start: s.clock(), clock: s.clock}
 	err = x.run(r, in, engine.Sink{File: f}, lines.progress)
+	_ = f.Close() // before the caller is told, who may unmount what the file lies on
 	switch {
 	case err == nil:
 		lines.write(api.ExportStatus{Progress: lines.last, Done: true})

@@ -61,6 +61,13 @@ func perPool(name, help string) *prometheus.Desc {
 	return prometheus.NewDesc("tarn_pool_"+name+"_bytes", help, []string{"pool", "driver", "domain"}, nil)
 }
 
+func perName(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("tarn_pool_"+name, help, []string{"pool"}, nil)
+}
+
+// states are those that a pool is shown in, but for what passes.
+var states = []string{"active", "degraded", "full", "inactive"}
+
 var (
 	capacityDesc    = perPool("capacity", "Capacity of the pool's capacity domain.")
 	provisionedDesc = perPool("provisioned", "Sum of the pool's virtual sizes.")
@@ -68,7 +75,12 @@ var (
 	allocatedDesc   = perPool("allocated", "Measured use of the pool; information only.")
 	foreignDesc     = perPool("foreign", "Used in the domain by others than tarn.")
 	availableDesc   = perPool("available", "What a new volume may still be promised.")
-	activeDesc      = prometheus.NewDesc("tarn_pool_active", "1 when the pool is active.", []string{"pool"}, nil)
+	freeDesc        = perPool("free", "Measured as free in the domain.")
+	activeDesc      = perName("active", "1 when the pool serves: it is active or full.")
+	stateDesc       = prometheus.NewDesc("tarn_pool_state", "1 for the state that the pool is in.", []string{"pool", "state"}, nil)
+	dataDesc        = perName("data_ratio", "Share of a thin pool's data that is used.")
+	metadataDesc    = perName("metadata_ratio", "Share of a thin pool's metadata that is used.")
+	fullDesc        = perName("time_to_full_seconds", "Time until the pool is full, at the mean rate of the last ten minutes; absent where it does not fill or that is not known.")
 	operationsDesc  = prometheus.NewDesc("tarn_operations", "Operations that need time or a person, by kind and state.", []string{"kind", "state"}, nil)
 )
 
@@ -86,17 +98,32 @@ func (c stock) Collect(ch chan<- prometheus.Metric) {
 	for _, p := range pools.Items {
 		for desc, v := range map[*prometheus.Desc]int64{
 			capacityDesc: p.Capacity, provisionedDesc: p.Provisioned, committedDesc: p.Committed,
-			allocatedDesc: p.Allocated, foreignDesc: p.Foreign, availableDesc: p.Available,
+			allocatedDesc: p.Allocated, foreignDesc: p.Foreign, freeDesc: p.Free, availableDesc: p.Available,
 		} {
 			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(v), p.Name, p.Driver, p.Domain)
 		}
-		active := 0.0
-		if p.State == "active" {
-			active = 1
-		}
-		ch <- prometheus.MustNewConstMetric(activeDesc, prometheus.GaugeValue, active, p.Name)
+		health(ch, p)
 	}
 	c.operations(ctx, ch)
+}
+
+// health sends what state a pool is in, and what becomes of it.
+func health(ch chan<- prometheus.Metric, p api.Pool) {
+	one := map[bool]float64{true: 1}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, append([]string{p.Name}, labels...)...)
+	}
+	gauge(activeDesc, one[p.State == "active" || p.State == "full"])
+	for _, s := range states {
+		gauge(stateDesc, one[p.State == s], s)
+	}
+	if p.DataPercent != nil && p.MetadataPercent != nil {
+		gauge(dataDesc, *p.DataPercent/100)
+		gauge(metadataDesc, *p.MetadataPercent/100)
+	}
+	if p.TimeToFull > 0 {
+		gauge(fullDesc, float64(p.TimeToFull))
+	}
 }
 
 func (c stock) operations(ctx context.Context, ch chan<- prometheus.Metric) {

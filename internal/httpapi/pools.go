@@ -17,6 +17,10 @@ type volumeList struct {
 	Pool string `query:"pool" doc:"Only volumes of this pool."`
 }
 
+type foreignList struct {
+	Pool string `query:"pool" doc:"Only what lies in this pool."`
+}
+
 func (s *Server) routePools() {
 	e := s.engine
 	query(s, call("pool-list", "GET", "/v1/pools", "List pools"),
@@ -35,6 +39,10 @@ func (s *Server) routePools() {
 		func(ctx context.Context, o api.Options, in *changeRefBody[api.PoolSet]) (api.Outcome, error) {
 			return e.PoolSet(ctx, o, in.Ref.Ref, in.Body)
 		})
+	change(s, call("pool-build", "POST", "/v1/pools/{ref}/build", "Make the storage of an inactive pool from raw material"),
+		func(ctx context.Context, o api.Options, in *changeRefBody[api.PoolBuild]) (api.Outcome, error) {
+			return e.PoolBuild(ctx, o, in.Ref.Ref, in.Body)
+		})
 	change(s, call("pool-start", "POST", "/v1/pools/{ref}/start", "Make a stopped pool active"),
 		func(ctx context.Context, o api.Options, in *changeRef) (api.Outcome, error) {
 			return e.PoolStart(ctx, o, in.Ref.Ref)
@@ -43,6 +51,12 @@ func (s *Server) routePools() {
 		func(ctx context.Context, o api.Options, in *changeRef) (api.Outcome, error) {
 			return e.PoolStop(ctx, o, in.Ref.Ref)
 		})
+	change(s, call("pool-refresh", "POST", "/v1/pools/{ref}/refresh", "Look at a pool's space and objects again now"),
+		func(ctx context.Context, o api.Options, in *changeRef) (api.Outcome, error) {
+			return e.PoolRefresh(ctx, o, in.Ref.Ref)
+		})
+	query(s, call("driver-list", "GET", "/v1/drivers", "List the pool technologies and what they declare"),
+		func(ctx context.Context, _ *struct{}) (api.List[api.Driver], error) { return e.Drivers(ctx) })
 	change(s, call("pool-delete", "DELETE", "/v1/pools/{ref}", "Delete a pool"),
 		func(ctx context.Context, o api.Options, in *poolDelete) (api.Outcome, error) {
 			return e.PoolDelete(ctx, o, in.Ref.Ref, in.KeepData)
@@ -53,4 +67,16 @@ func (s *Server) routePools() {
 		})
 	query(s, call("volume-show", "GET", "/v1/volumes/{ref}", "Show a volume"),
 		func(ctx context.Context, in *Ref) (api.Volume, error) { return e.Volume(ctx, in.Ref) })
+	query(s, call("foreign-list", "GET", "/v1/foreign", "List what lies in pools and was not made by tarn"),
+		func(ctx context.Context, in *foreignList) (api.List[api.ForeignObject], error) {
+			return e.Foreign(ctx, in.Pool)
+		})
+	change(s, call("volume-adopt", "POST", "/v1/volumes/adopt", "Take an object that tarn did not make into the records, where it lies"),
+		func(ctx context.Context, o api.Options, in *changeBody[api.VolumeAdopt]) (api.Outcome, error) {
+			return e.VolumeAdopt(ctx, o, in.Body)
+		})
+	change(s, call("volume-release", "POST", "/v1/volumes/{ref}/release", "Take an adopted volume out of the records and leave it where it lies"),
+		func(ctx context.Context, o api.Options, in *changeRef) (api.Outcome, error) {
+			return e.VolumeRelease(ctx, o, in.Ref.Ref)
+		})
 }
