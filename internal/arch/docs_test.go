@@ -393,16 +393,16 @@ func generated(t *testing.T, page, want string) {
 func TestDocsDrivers(t *testing.T) {
 	yes := map[bool]string{true: "yes", false: "no"}
 	var b strings.Builder
-	b.WriteString("\n| driver | formats | clone of a base | snapshot | shrink | live grow | holes known | size unit | longest name |\n")
-	b.WriteString("|---|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("\n| driver | formats | clone of a base | snapshot | shrink | live grow | holes known | size unit | longest name | needs | takes |\n")
+	b.WriteString("|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, d := range all.Types() {
 		c := d.Capabilities
 		var formats []string
 		for _, f := range c.Formats {
 			formats = append(formats, string(f))
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s | %s | %d bytes |\n", d.Name, strings.Join(formats, ", "), c.Clone, c.Snapshot,
-			yes[c.Shrink], yes[c.LiveGrow], yes[c.HolesKnown], disk.FormatSize(c.SizeUnit), c.MaxName)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s | %s | %d bytes | %s | %s |\n", d.Name, strings.Join(formats, ", "), c.Clone, c.Snapshot,
+			yes[c.Shrink], yes[c.LiveGrow], yes[c.HolesKnown], disk.FormatSize(c.SizeUnit), c.MaxName, flagNames(d.Needs), flagNames(d.Takes))
 	}
 	b.WriteString("\n")
 	for _, d := range all.Types() {
@@ -410,6 +410,15 @@ func TestDocsDrivers(t *testing.T) {
 	}
 	b.WriteString("\n")
 	generated(t, "docs/drivers.md", b.String())
+}
+
+// flagNames writes the flags of pool create that fields are given with.
+func flagNames(fields []disk.SourceField) string {
+	var names []string
+	for _, f := range fields {
+		names = append(names, "`--"+string(f)+"`")
+	}
+	return strings.Join(names, " ")
 }
 
 // TestDocsReference makes the reference from the tree of commands.

@@ -96,22 +96,11 @@ func (b *bench) virsh(ctx context.Context, src string, ours work) error {
 // extents measures a root disk of bases that lie in few and in many extents, on
 // an XFS of its own, where the pool may share extents.
 func (b *bench) extents(ctx context.Context) (err error) {
-	if os.Geteuid() != 0 {
-		fmt.Println("  left out: it mounts a file system, which needs root")
-		return nil
-	}
-	disk, dir := b.path("xfs.img"), b.path("xfs")
-	err = errors.Join(os.Mkdir(dir, 0o711), os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 16<<30))
-	if err == nil {
-		err = command(ctx, "mkfs.xfs", "-q", "-m", "reflink=1", disk)
-	}
-	if err == nil {
-		err = command(ctx, "mount", "-o", "loop", disk, dir)
-	}
-	if err != nil {
+	dir, umount, err := b.xfs(ctx)
+	if dir == "" {
 		return err
 	}
-	defer func() { err = errors.Join(err, command(context.WithoutCancel(ctx), "umount", dir), os.Remove(disk)) }()
+	defer func() { err = errors.Join(err, umount()) }()
 	if err := os.Mkdir(filepath.Join(dir, "d"), 0o711); err != nil {
 		return err
 	}
@@ -130,6 +119,29 @@ func (b *bench) extents(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// xfs mounts an XFS of its own; "" where that cannot be.
+func (b *bench) xfs(ctx context.Context) (dir string, umount func() error, err error) {
+	if os.Geteuid() != 0 {
+		fmt.Println("  left out: it mounts a file system, which needs root")
+		return "", nil, nil
+	}
+	dir, err = b.fresh("xfs")
+	disk := dir + ".img"
+	err = errors.Join(err, os.WriteFile(disk, nil, 0o600), os.Truncate(disk, 16<<30))
+	if err == nil {
+		err = command(ctx, "mkfs.xfs", "-q", "-m", "reflink=1", disk)
+	}
+	if err == nil {
+		err = command(ctx, "mount", "-o", "loop", disk, dir)
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	return dir, func() error {
+		return errors.Join(command(context.WithoutCancel(ctx), "umount", dir), os.Remove(disk))
+	}, nil
 }
 
 func (b *bench) fragmented(ctx context.Context, d *daemon, dir string, extents int64) error {

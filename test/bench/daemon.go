@@ -46,7 +46,7 @@ func (b *bench) start(ctx context.Context, dir string, under ...string) (*daemon
 	for d.began == 0 {
 		if _, err := d.Version(ctx); err == nil {
 			d.began = time.Since(begin)
-		} else if time.Since(begin) > time.Minute || ctx.Err() != nil {
+		} else if time.Since(begin) > patience.Wait || ctx.Err() != nil {
 			text, _ := os.ReadFile(log.Name())
 			return nil, errors.Join(fmt.Errorf("tarnd does not answer: %w\n%s", err, text), d.stop())
 		} else {
@@ -97,9 +97,15 @@ func finished(out api.Outcome, err error) error {
 // patience is how long a call waits for its operation.
 var patience = api.Options{Wait: 10 * time.Minute}
 
-// pool makes the daemon's pool, which may promise much more than there is.
+// pool makes the daemon's pool in its directory.
 func (d *daemon) pool(ctx context.Context) error {
-	return finished(d.PoolCreate(ctx, patience, api.PoolCreate{Name: "p", Driver: "dir", Path: filepath.Join(d.dir, "pool"), Overcommit: new(1000.0)}))
+	return d.poolOf(ctx, api.PoolCreate{Driver: "dir", Path: filepath.Join(d.dir, "pool")})
+}
+
+// poolOf makes the daemon's pool, which may promise much more than there is.
+func (d *daemon) poolOf(ctx context.Context, p api.PoolCreate) error {
+	p.Name, p.Overcommit = "p", new(1000.0)
+	return finished(d.PoolCreate(ctx, patience, p))
 }
 
 // add imports the raw or qcow2 file at path.
@@ -114,7 +120,11 @@ func (d *daemon) add(ctx context.Context, name, path, format string) error {
 
 // disk makes an instance with a root disk.
 func (d *daemon) disk(ctx context.Context, name, image, format string) error {
-	return finished(d.InstanceCreate(ctx, patience, api.InstanceCreate{Name: name, Disks: []api.DiskSpec{{Role: "root", Image: image, Size: diskSize, Format: format}}}))
+	return d.diskOf(ctx, name, image, format, diskSize)
+}
+
+func (d *daemon) diskOf(ctx context.Context, name, image, format string, size int64) error {
+	return finished(d.InstanceCreate(ctx, patience, api.InstanceCreate{Name: name, Disks: []api.DiskSpec{{Role: "root", Image: image, Size: size, Format: format}}}))
 }
 
 // ready starts a daemon with a pool and an image "i" in it.

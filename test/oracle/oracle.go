@@ -1,5 +1,5 @@
-// Package oracle runs the tools of others that tests believe more than tarn. It
-// refuses to hide that one is missing where CI runs.
+// Package oracle runs the tools of others that tests believe more than tarn, and
+// tests as somebody else. It refuses to hide that a tool is missing where CI runs.
 package oracle
 
 import (

@@ -1,7 +1,7 @@
 // Command tally counts tests. It reads the output of "go test -json", prints a
 // line for each package and everything a failed test said, and adds what
-// happened to a file; from that file it prints the sum of several runs. It
-// refuses to call a run good in which a test was skipped every time: a suite
+// happened to a file; from that file it prints the sum of several runs and
+// which tests took longest. It refuses to call a run good in which a test was skipped every time: a suite
 // that skips what it came for proves nothing.
 //
 //	go test -json ./... | tally FILE
@@ -10,6 +10,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -53,6 +54,8 @@ type outcome struct {
 	Package string `json:"package"`
 	Test    string `json:"test,omitempty"`
 	Reason  string `json:"reason,omitempty"` // what a skipped test said
+
+	Seconds float64 `json:"seconds,omitempty"` // of wall time, others running beside it
 }
 
 func (o outcome) id() string { return strings.TrimSuffix(o.Package+"."+o.Test, ".") }
@@ -101,7 +104,7 @@ func count(in io.Reader, out io.Writer) ([]outcome, error) {
 			}
 			said[key].WriteString(e.Output)
 		case "pass", "fail", "skip":
-			o := outcome{Result: e.Action, Package: e.Package, Test: e.Test}
+			o := outcome{Result: e.Action, Package: e.Package, Test: e.Test, Seconds: e.Elapsed}
 			var text string
 			if b := said[key]; b != nil {
 				text = b.String()
@@ -174,11 +177,24 @@ func sumFile(path string, out io.Writer) (bool, error) {
 	for dec := json.NewDecoder(f); ; {
 		var o outcome
 		if err := dec.Decode(&o); err == io.EOF {
+			slowest(outcomes, out)
 			return sum(outcomes, out), nil
 		} else if err != nil {
 			return false, fmt.Errorf("%s: %w", path, err)
 		}
 		outcomes = append(outcomes, o)
+	}
+}
+
+// slowest prints the runs of tests, subtests within them, that took longest.
+func slowest(outcomes []outcome, out io.Writer) {
+	const shown, worth = 20, 5 // seconds
+	tests := slices.DeleteFunc(slices.Clone(outcomes), func(o outcome) bool {
+		return o.Seconds < worth || strings.Contains(o.Test, "/")
+	})
+	slices.SortStableFunc(tests, func(a, b outcome) int { return cmp.Compare(b.Seconds, a.Seconds) })
+	for _, o := range tests[:min(len(tests), shown)] {
+		fmt.Fprintf(out, "%7.1f s  %s\n", o.Seconds, o.id())
 	}
 }
 

@@ -50,6 +50,7 @@ func TestCountAndSum(t *testing.T) {
 		{"failed once, passed later", []string{failed, `{"Action":"pass","Package":"p","Test":"TestD"}`}, "1 passed, 0 failed, 0 skipped", true, "0 passed, 1 failed, 0 skipped", false, "FAILED         p.TestD"},
 		{"does not build", []string{passed + "\n" + broken}, "1 passed, 1 failed, 0 skipped", false, "1 passed, 1 failed, 0 skipped", false, "q.go:1: syntax error"},
 		{"nothing ran", []string{empty}, "0 passed, 0 failed, 0 skipped", true, "0 passed, 0 failed, 0 skipped", false, ""},
+		{"slow ones are named", []string{`{"Action":"pass","Package":"p","Test":"TestA","Elapsed":61.25}`}, "1 passed, 0 failed, 0 skipped", true, "   61.2 s  p.TestA\n1 passed, 0 failed, 0 skipped", true, ""},
 		{"not JSON", []string{"go: cannot find module\n" + passed}, "1 passed, 0 failed, 0 skipped", true, "1 passed, 0 failed, 0 skipped", true, "go: cannot find module"},
 	}
 	for _, tt := range tests {

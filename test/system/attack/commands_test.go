@@ -9,9 +9,9 @@ import (
 )
 
 // command is one command line that is run against attacked disks. In args DISK
-// is a disk's reference, VICTIM its instance, VOLUME its volume, FILE the file
-// that holds it, OUT and NEW names that are free, POOL the pool's directory, OTHER
-// another one, OP an operation.
+// is a disk's reference, VICTIM its instance, VOLUME its volume, FILE a file with
+// what it holds, OUT and NEW names that are free, SOURCE the pool's storage, OTHER
+// a directory, SPARE a disk to delete, OP an operation.
 type command struct {
 	path    string // of the command in the tree
 	args    string // the whole command line; "" where none can touch a disk
@@ -35,7 +35,10 @@ var commands = []command{
 	{path: "pool rename", args: "pool rename renamed main"},
 	{path: "pool stop", args: "pool stop main"},
 	{path: "pool start", args: "pool start main"},
-	{path: "pool import", args: "pool import --driver dir --path POOL", status: 4, corrupt: 4},
+	{path: "pool refresh", args: "pool refresh main"},
+	{path: "pool capabilities", args: "pool capabilities"},
+	{path: "pool build", args: "pool build main", status: 2, corrupt: 2},
+	{path: "pool import", args: "pool import SOURCE", status: 4, corrupt: 4},
 
 	{path: "instance list", args: "instance list"},
 	{path: "instance show", args: "instance show VICTIM"},
@@ -84,10 +87,15 @@ var commands = []command{
 	{path: "image rename", args: "image rename img img2"},
 	{path: "image rename", args: "image rename img2 img"},
 	{path: "cache list", args: "cache list -o json"},
-	{path: "cache add", args: "cache add img --pool other"},
+	{path: "cache add", args: "cache add img --pool other --pin"},
+	{path: "cache unpin", args: "cache unpin img --pool other"},
+	{path: "doctor", args: "doctor --scrub --repair -o json", corrupt: anyStatus},
 	{path: "cache prune", args: "cache prune --yes"},
 	{path: "volume list", args: "volume list --pool main"},
+	{path: "volume list", args: "volume list --foreign"},
 	{path: "volume show", args: "volume show VOLUME"},
+	{path: "volume adopt", args: "volume adopt main VOLUME --format raw", status: 2, corrupt: 2}, // no object of a pool may be called so
+	{path: "volume release", args: "volume release VOLUME", status: 4, corrupt: 4},
 	{path: "operation list", args: "operation list -o json"},
 	{path: "operation show", args: "operation show OP -o json"},
 	{path: "operation wait", args: "operation wait OP"},
@@ -100,7 +108,7 @@ var commands = []command{
 	{path: "disk export", args: "disk export DISK OUT --format raw", corrupt: 10},
 	{path: "instance show", args: "instance show VICTIM -o json", before: func(w *world) { w.d.Kill(); w.d.Start() }},
 
-	{path: "pool import", args: "pool import --driver dir --path POOL", before: func(w *world) { w.d.LoseDatabase() }},
+	{path: "pool import", args: "pool import SOURCE", before: func(w *world) { w.d.LoseDatabase() }},
 	{path: "pool import", args: "pool import --driver dir --path OTHER"},
 	{path: "doctor", args: "doctor -o json", corrupt: anyStatus},
 	{path: "disk list", args: "disk list --instance VICTIM -o json"},
@@ -113,8 +121,8 @@ var commands = []command{
 	{path: "image delete", args: "image delete img --yes"},
 	{path: "cache prune", args: "cache prune --older-than 0s --yes"},
 	{path: "pool delete", args: "pool delete main --keep-data --yes", before: func(w *world) { w.twinless() }},
-	{path: "pool import", args: "pool import --driver dir --path POOL"},
-	{path: "disk delete", args: "disk delete victim/data9 --yes", before: func(w *world) { w.spare() }},
+	{path: "pool import", args: "pool import SOURCE"},
+	{path: "disk delete", args: "disk delete SPARE --yes", before: func(w *world) { w.spare() }},
 	{path: "instance delete", args: "instance delete VICTIM --yes", gone: true},
 	{path: "pool delete", args: "pool delete main --yes", corrupt: anyStatus, gone: true},
 }

@@ -51,6 +51,27 @@ var forms = []form{
 			"# Extent description\nRW 1 FLAT \"" + p + "\" 0\n\n# The Disk Data Base\n#DDB\nddb.virtualHWVersion = \"4\"\n" +
 			"ddb.geometry.cylinders = \"1\"\nddb.geometry.heads = \"16\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"ide\"\n")
 	}, false},
+	{"luks header", func(string) []byte { return luksHeader() }, true}, // which locks the disk's owner out: it wants a key
+}
+
+// luksHeader returns a header of LUKS 1 without keys: the fields of 592 bytes up
+// to the key slots, of which none is in use.
+func luksHeader() []byte {
+	b := make([]byte, 592)
+	copy(b, "LUKS\xba\xbe\x00\x01")
+	copy(b[8:], "aes")
+	copy(b[40:], "xts-plain64")
+	copy(b[72:], "sha256")
+	be := binary.BigEndian
+	be.PutUint32(b[104:], 8) // payload, in sectors
+	be.PutUint32(b[108:], 64)
+	be.PutUint32(b[164:], 1000)
+	copy(b[168:], "f3a0a3a6-6a5b-4b43-8a2b-5a1c3a0b6d11")
+	for slot := range 8 {
+		be.PutUint32(b[208+48*slot:], 0x0000dead)
+		be.PutUint32(b[208+48*slot+44:], 4000)
+	}
+	return b
 }
 
 // qcow2Header returns a whole, valid qcow2 image of version 3 without data: the

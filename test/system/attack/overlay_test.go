@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/tarn-storage/tarn/test/system/storage"
 	"github.com/tarn-storage/tarn/test/system/tarntest"
 )
 
@@ -69,10 +70,10 @@ const overBase = "--root img:2M,disk-format=qcow2"
 // file system, so that all places but the first try a part.
 func TestDamagedOverlay(t *testing.T) {
 	qemuIO := tarntest.NeedTool(t, "qemu-io")
-	for n, place := range places() {
-		t.Run(place.name, func(t *testing.T) {
+	for n, tech := range storage.Directories() {
+		t.Run(tech.Name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, place.dir(t))
+			w := newWorld(t, tech)
 			w.corrupt = true
 			hit := func(name, spec string, do func(o overlay)) {
 				owner := "victim"
@@ -114,7 +115,7 @@ func TestDamagedOverlay(t *testing.T) {
 // the same overlay is exported.
 func TestWholeOverlayReads(t *testing.T) {
 	qemuIO := tarntest.NeedTool(t, "qemu-io")
-	w := newWorld(t, t.TempDir())
+	w := newWorld(t, storage.Directory)
 	w.d.Must("instance", "create", "victim", "--root", "img:2M,disk-format=qcow2")
 	w.attack("victim/root", "none", func(path string, _ []byte) []byte {
 		if out, err := exec.Command(qemuIO, "-f", "qcow2", "-c", "write -P 7 0 64k", path).CombinedOutput(); err != nil {

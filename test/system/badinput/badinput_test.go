@@ -65,7 +65,7 @@ func (w *world) snapshot() string {
 			w.t.Fatalf("%v: %v", r, err)
 		}
 		for _, item := range l.Items {
-			for _, moving := range []string{"foreign", "foreign_at", "available", "allocated", "capacity"} {
+			for _, moving := range []string{"foreign", "foreign_at", "free", "time_to_full_seconds", "available", "allocated", "capacity"} {
 				delete(item, moving)
 			}
 			fmt.Fprintf(&all, "%s %v\n", noun, item)

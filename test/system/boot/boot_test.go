@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,6 +20,7 @@ import (
 	"github.com/tarn-storage/tarn/api"
 	"github.com/tarn-storage/tarn/test/system/fsloop"
 	"github.com/tarn-storage/tarn/test/system/guest"
+	"github.com/tarn-storage/tarn/test/system/storage"
 	"github.com/tarn-storage/tarn/test/system/tarntest"
 )
 
@@ -27,33 +29,50 @@ const (
 	grown    = 1 << 30
 )
 
-// TestGuestBoots runs the life of a virtual machine twice: with an overlay as
-// its root disk, and with a reflink.
-func TestGuestBoots(t *testing.T) {
+// TestGuestBootsEverywhere runs the life of a virtual machine with an overlay as
+// its root disk, with a reflink, and with a Parallels image; elsewhere one boot.
+func TestGuestBootsEverywhere(t *testing.T) {
 	fsloop.NeedRoot(t)
 	image := guest.Image(t)
-	for _, tt := range []struct{ fs, format string }{{"ext4", "qcow2"}, {"xfs", "raw"}} {
-		t.Run(tt.fs, func(t *testing.T) {
-			t.Parallel()
-			h := newHost(t, fsloop.New(t, tt.fs, 4<<30).Dir, image)
-			h.life(tt.format)
-		})
-	}
+	storage.Run(t, []storage.Technology{storage.On("dir", "ext4"), storage.On("dir", "xfs"), storage.On("ploop", "xfs")}, func(t *testing.T, tech storage.Technology) {
+		t.Parallel()
+		h := newHost(t, tech, image)
+		switch tech.Name {
+		case "dir/ext4":
+			h.life("qcow2")
+		case "ploop/xfs":
+			h.file = "root.hds"
+			h.life("raw")
+		case "dir/xfs":
+			h.life("raw")
+		default:
+			h.once()
+		}
+	})
 }
 
 // host is a daemon with a pool of QEMU's user, an image and an instance.
 type host struct {
 	*tarntest.Daemon
-	t    *testing.T
-	user guest.User
-	base api.Volume
+	t     *testing.T
+	user  guest.User
+	store *storage.Storage
+	base  api.Volume
+	file  string // of a volume that is a folder
+
+	secret string // of the storage, which no argument may have
 }
 
-func newHost(t *testing.T, dir, image string) *host {
-	h := &host{Daemon: tarntest.Start(t, filepath.Join(t.TempDir(), "state")), t: t, user: guest.QEMUUser(t)}
-	pool := filepath.Join(dir, "pool")
-	guest.LetPass(t, dir)
-	h.Must("pool", "create", "main", "--driver", "dir", "--path", pool, "--owner", h.user.Owner)
+func newHost(t *testing.T, tech storage.Technology, image string) *host {
+	store := tech.New(t, 4<<30) // first, as it goes last
+	h := &host{Daemon: tarntest.Start(t, filepath.Join(t.TempDir(), "state")), t: t, user: guest.QEMUUser(t), store: store}
+	args := append([]string{"pool", "create", "main"}, h.store.Args...)
+	if h.store.Dir != "" {
+		guest.LetPass(t, filepath.Dir(h.store.Dir))
+		args = append(args, "--owner", h.user.Owner)
+	}
+	h.own(args)
+	h.Must(args...)
 	h.Must("image", "import", "debian", image, "--format", "raw")
 	header := base64.StdEncoding.EncodeToString(attackHeader())
 	userData := tarntest.WriteFile(t, "user-data", []byte("#cloud-config\ntarn-write vdd 0 "+header+"\n"))
@@ -64,6 +83,31 @@ func newHost(t *testing.T, dir, image string) *host {
 		}
 	}
 	return h
+}
+
+// own has QEMU's user read the files of a cluster that args name: its own copy of
+// the configuration, without the administrator's keyring, and the key.
+func (h *host) own(args []string) {
+	h.t.Helper()
+	for i := range len(args) - 1 {
+		if args[i] != "--ceph-conf" && args[i] != "--rbd-secret-file" {
+			continue
+		}
+		b, err := os.ReadFile(args[i+1])
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		b = regexp.MustCompile(`(?m)^keyring =.*$`).ReplaceAll(b, nil)
+		path := tarntest.WriteFile(h.t, "cluster", b)
+		if err := os.Chown(path, int(h.user.Credential.Uid), int(h.user.Credential.Gid)); err != nil {
+			h.t.Fatal(err)
+		}
+		guest.LetPass(h.t, filepath.Dir(path))
+		args[i+1] = path
+		if args[i] == "--rbd-secret-file" {
+			h.secret = strings.TrimSpace(string(b))
+		}
+	}
 }
 
 // attackHeader is a qcow2 header that names a file of the host as its backing.
@@ -90,7 +134,13 @@ func (h *host) disks() map[string]api.Disk {
 // work, running runs.
 func (h *host) boot(running func()) guest.Report {
 	h.t.Helper()
-	args := tarntest.Get[api.Attachment](h.Daemon, "instance", "attach", "web1", "--as", "qemu").QEMU
+	attach := func() []string {
+		return tarntest.Get[api.Attachment](h.Daemon, "instance", "attach", "web1", "--as", "qemu").QEMU
+	}
+	args := attach()
+	if all := strings.Join(args, " "); h.secret != "" && (strings.Contains(all, h.secret) || !strings.Contains(all, "key-secret")) {
+		h.t.Errorf("QEMU's arguments have the key itself, or none: %s", all)
+	}
 	alive := &firstWrite{seen: make(chan struct{})}
 	over := make(chan struct{})
 	var during sync.WaitGroup
@@ -101,7 +151,9 @@ func (h *host) boot(running func()) guest.Report {
 		case <-over:
 		}
 	})
-	report, err := guest.Machine{Args: args, User: h.user.Credential, Console: alive}.Boot(h.t.Context())
+	report, err := guest.Machine{Args: args, User: h.user.Credential, Console: alive,
+		Say: func(string) { attach() }, // before another try: a machine that showed no life was killed
+	}.Boot(h.t.Context())
 	close(over)
 	during.Wait()
 	if err != nil {
@@ -155,7 +207,7 @@ func (h *host) life(rootFormat string) {
 	if got := before["root"].Format; got != rootFormat {
 		t.Fatalf("root disk: format %s, want %s", got, rootFormat)
 	}
-	content := fileSum(t, h.base.Path)
+	content := fileSum(t, filepath.Join(h.base.Path, h.file))
 
 	first := h.boot(func() {
 		h.status(7, "disk", "export", "web1/root", out, "--format", "raw")
@@ -182,6 +234,22 @@ func (h *host) life(rootFormat string) {
 	h.sees(second)
 	h.continues(first, second, before)
 	h.baseIsSafe(content, before["root"].Path)
+	h.dataIsRaw(before["data0"], out)
+	h.AssertHealthy()
+	h.AssertSettled()
+	h.Must("instance", "delete", "web1", "--yes")
+}
+
+// once boots from storage whose volumes are no files: the guest reads what tarn
+// wrote, and tarn what the guest did.
+func (h *host) once() {
+	out := filepath.Join(h.t.TempDir(), "out")
+	before := h.disks()
+	h.sees(h.boot(func() {
+		h.status(7, "disk", "export", "web1/root", out, "--format", "raw")
+		h.status(7, "instance", "delete", "web1", "--yes")
+	}))
+	h.Must("instance", "detach", "web1")
 	h.dataIsRaw(before["data0"], out)
 	h.AssertHealthy()
 	h.AssertSettled()
@@ -249,7 +317,8 @@ func (h *host) dataIsRaw(was api.Disk, out string) {
 // it, nor let itself write it, though it can write the disk.
 func (h *host) baseIsSafe(content, root string) {
 	h.t.Helper()
-	if got := fileSum(h.t, h.base.Path); got != content {
+	base, root := filepath.Join(h.base.Path, h.file), filepath.Join(root, h.file)
+	if got := fileSum(h.t, base); got != content {
 		h.t.Errorf("the base changed: %s, was %s", got, content)
 	}
 	write := func(path string) (string, error) {
@@ -261,10 +330,10 @@ func (h *host) baseIsSafe(content, root string) {
 	if said, err := write(root); err != nil {
 		h.t.Errorf("%s opens its root disk for writing: %v %s", h.user.Owner, err, said)
 	}
-	if said, err := write(h.base.Path); err == nil || !strings.Contains(said, "Permission denied") {
+	if said, err := write(base); err == nil || !strings.Contains(said, "Permission denied") {
 		h.t.Errorf("%s opens the base for writing: %v %s, want permission denied", h.user.Owner, err, said)
 	}
-	cmd := exec.Command("chmod", "u+w", h.base.Path)
+	cmd := exec.Command("chmod", "u+w", base)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: h.user.Credential}
 	if said, err := cmd.CombinedOutput(); err == nil {
 		h.t.Errorf("%s changes the base's mode: want it refused, got %s", h.user.Owner, said)

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -164,21 +163,29 @@ func TestInterrupted(t *testing.T) {
 	for _, f := range []string{"qcow2 --compression zlib", "vmdk"} {
 		out := filepath.Join(w.dir, "stopped")
 		cmd := exec.Command(filepath.Join(tarntest.Binaries(t), "tarn"), append([]string{"--socket", w.d.Socket, "disk", "export", "web1/data0", out, "--format"}, strings.Fields(f)...)...)
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		for deadline := time.Now().Add(time.Minute); ; {
-			if fi, err := os.Stat(out + ".partial"); err == nil && fi.Size() > mib {
-				break
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = cmd.Wait()
+		}()
+		for half := false; !half; {
+			select {
+			case <-ended:
+				t.Fatalf("%s: the export ended before it was seen half-way: %v\n%s", f, cmd.ProcessState, stderr.String())
+			default:
 			}
-			if _, err := os.Stat(out); err == nil || time.Now().After(deadline) {
-				t.Fatalf("%s: the export was not seen half-way", f)
-			}
+			fi, err := os.Stat(out + ".partial")
+			half = err == nil && fi.Size() > mib
 		}
 		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 			t.Fatal(err)
 		}
-		_ = cmd.Wait()
+		<-ended
 		if got := cmd.ProcessState.ExitCode(); got != 9 {
 			t.Errorf("%s: exit status %d, want 9", f, got)
 		}

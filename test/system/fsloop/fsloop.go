@@ -61,6 +61,38 @@ func New(t testing.TB, kind string, size int64) *FS {
 	return f
 }
 
+// Device returns a loop device of size bytes that holds a new file system of
+// kind, or nothing where kind is empty. It is mounted nowhere; who mounts it
+// unmounts it before t ends.
+func Device(t testing.TB, kind string, size int64) string {
+	t.Helper()
+	NeedRoot(t)
+	image := filepath.Join(t.TempDir(), "device.img")
+	if err := makeImage(image, size); err != nil {
+		t.Fatalf("fsloop: %v", err)
+	}
+	if kind != "" {
+		mkfs(t, kind, image, size)
+	}
+	loop, err := attach(t, image)
+	if err != nil {
+		t.Fatalf("fsloop: loop device for %s: %v", image, err)
+	}
+	t.Cleanup(func() { loop.Close() })
+	return loop.Name()
+}
+
+// Cut cuts the power of the XFS or ext4 that is mounted at dir, as Shutdown
+// does, and unmounts it.
+func Cut(t testing.TB, dir string) {
+	t.Helper()
+	f := &FS{Dir: dir, t: t}
+	f.Shutdown()
+	if err := f.unmount(); err != nil {
+		t.Fatalf("fsloop: unmount %s: %v: is a file of it still open?", dir, err)
+	}
+}
+
 // NeedRoot skips t unless it runs as root; with TARN_TEST_ROOT=1 in the
 // environment it fails instead.
 func NeedRoot(t testing.TB) {

@@ -7,9 +7,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -18,46 +16,48 @@ import (
 	_ "modernc.org/sqlite" // the driver of the newer tarn
 
 	"github.com/tarn-storage/tarn/api"
+	"github.com/tarn-storage/tarn/test/system/storage"
 	"github.com/tarn-storage/tarn/test/system/tarntest"
 )
 
 // world is a daemon with the pools main and fast; web1 has its root in one and
 // its data in the other.
 type world struct {
-	t   *testing.T
-	d   *tarntest.Daemon
-	dir string
+	t     *testing.T
+	d     *tarntest.Daemon
+	pools map[string]*storage.Storage
 }
 
-func newWorld(t *testing.T) *world {
-	w := &world{t: t, dir: t.TempDir()}
-	w.d = tarntest.Start(t, filepath.Join(w.dir, "state"))
+func newWorld(t *testing.T) *world { return newWorldOn(t, storage.Directory) }
+
+func newWorldOn(t *testing.T, tech storage.Technology) *world {
+	w := &world{t: t, pools: map[string]*storage.Storage{}}
+	w.d = tarntest.Start(t, filepath.Join(t.TempDir(), "state"))
 	for _, name := range []string{"main", "fast"} {
-		w.d.Must("pool", "create", name, "--driver", "dir", "--path", w.pool(name), "--overcommit", "2", "--reserve", "1%")
+		w.pools[name] = tech.New(t, 128<<20)
+		w.d.Must(append([]string{"pool", "create", name, "--overcommit", "2", "--reserve", "1%"}, w.pools[name].Args...)...)
 	}
 	image := tarntest.WriteFile(t, "img", append(tarntest.Pattern(3, 500_000), make([]byte, 1<<20-500_000)...))
 	w.d.Must("image", "import", "debian", image, "--format", "raw", "--pool", "main", "--min-disk", "2M")
 	w.d.Must("image", "import", "twin", image, "--format", "raw", "--pool", "fast")
-	w.d.Must("instance", "create", "web1", "--root", "debian:3M,disk-format=qcow2,pool=main", "--ephemeral", "8M,fs=ext4,pool=main",
-		"--swap", "1M,pool=fast", "--data", "2M,pool=fast,bus=scsi,cache=writeback,disk-format=raw", "--data", "5M,pool=fast,disk-format=qcow2")
+	w.d.Must("instance", "create", "web1", "--root", "debian:3M,pool=main,disk-format="+tech.QCOW2(), "--ephemeral", "8M,fs=ext4,pool=main",
+		"--swap", "1M,pool=fast", "--data", "2M,pool=fast,bus=scsi,cache=writeback,disk-format=raw", "--data", "5M,pool=fast,disk-format="+tech.QCOW2())
 	w.d.Must("instance", "create", "web2", "--root", "debian:2M,disk-format=raw,pool=fast", "--cdrom", "twin", "--pool", "main")
 	w.d.Must("disk", "resize", "web1/data0", "+1M")
 	w.d.Must("disk", "attach", "web1/data0", "--as", "libvirt", "--target", "sdc")
 	return w
 }
 
-func (w *world) pool(name string) string { return filepath.Join(w.dir, "pool-"+name) }
-
 func (w *world) importPools(names ...string) {
 	w.t.Helper()
 	for _, name := range names {
-		w.d.Must("pool", "import", "--driver", "dir", "--path", w.pool(name))
+		w.d.Must(append([]string{"pool", "import"}, w.pools[name].Args...)...)
 	}
 }
 
 // moving are numbers that the file system's other users change, or that are
 // measured anew.
-var moving = regexp.MustCompile(`"(capacity|foreign|available|allocated|allocated_size|foreign_at)": [^,\n]+,?\n *`)
+var moving = regexp.MustCompile(`"(capacity|foreign|available|allocated|allocated_size|foreign_at|free|data_percent|metadata_percent|time_to_full_seconds)": [^,\n]+,?\n *`)
 
 // shown is all that tarn shows, without what may differ.
 func (w *world) shown() string {
@@ -75,38 +75,47 @@ func (w *world) attached(ref string) *api.Lease {
 	return tarntest.Get[api.Disk](w.d, "disk", "show", ref).Attached
 }
 
-func TestEverythingComesBack(t *testing.T) {
-	for _, order := range [][]string{{"main", "fast"}, {"fast", "main"}} {
-		t.Run(strings.Join(order, " then "), func(t *testing.T) {
-			w := newWorld(t)
-			before := w.shown()
-			exported := w.d.Must("disk", "export", "web1/root", "-", "--format", "raw").Stdout
-			for round := range 2 { // a rebuilt database is lost as well as the first
-				w.d.LoseDatabase()
-				if got := w.d.Must("instance", "list", "-q").Stdout; got != "" {
-					t.Fatalf("instances without a database: got %s", got)
-				}
-				w.importPools(order...)
-				if after := w.shown(); after != before {
-					t.Errorf("round %d: %s", round, firstDifference(after, before))
-				}
-				if l := w.attached("web1/data0"); l == nil || l.State != "unverified" {
-					t.Errorf("round %d: the lease came back as %+v, want it unverified", round, l)
-				}
-				if l := w.attached("web1/root"); l != nil {
-					t.Errorf("round %d: web1/root is attached: %+v", round, l)
-				}
-				w.d.AssertHealthy()
-				if got := w.d.Must("disk", "export", "web1/root", "-", "--format", "raw").Stdout; got != exported {
-					t.Errorf("round %d: web1/root reads as other bytes", round)
-				}
-			}
-			w.d.Must("disk", "create", "web1", "--data", "1M,pool=main")
-			w.d.Must("instance", "detach", "web1")
-			w.d.Must("instance", "delete", "web1", "--yes")
-			w.d.AssertHealthy()
-		})
+func TestLostDatabaseEverywhere(t *testing.T) {
+	storage.Run(t, []storage.Technology{storage.Directory}, func(t *testing.T, tech storage.Technology) {
+		if storage.Given() != nil {
+			everythingComesBack(t, tech, 1, "fast", "main")
+			return
+		}
+		everythingComesBack(t, tech, 2, "main", "fast")
+		everythingComesBack(t, tech, 2, "fast", "main")
+	})
+}
+
+// everythingComesBack loses the database that often: a rebuilt one is lost as well
+// as the first.
+func everythingComesBack(t *testing.T, tech storage.Technology, rounds int, order ...string) {
+	w := newWorldOn(t, tech)
+	before := w.shown()
+	exported := w.d.Must("disk", "export", "web1/root", "-", "--format", "raw").Stdout
+	for round := range rounds {
+		w.d.LoseDatabase()
+		if got := w.d.Must("instance", "list", "-q").Stdout; got != "" {
+			t.Fatalf("instances without a database: got %s", got)
+		}
+		w.importPools(order...)
+		if after := w.shown(); after != before {
+			t.Errorf("order %v, round %d: %s", order, round, firstDifference(after, before))
+		}
+		if l := w.attached("web1/data0"); l == nil || l.State != "unverified" {
+			t.Errorf("order %v, round %d: the lease came back as %+v, want it unverified", order, round, l)
+		}
+		if l := w.attached("web1/root"); l != nil {
+			t.Errorf("order %v, round %d: web1/root is attached: %+v", order, round, l)
+		}
+		w.d.AssertHealthy()
+		if got := w.d.Must("disk", "export", "web1/root", "-", "--format", "raw").Stdout; got != exported {
+			t.Errorf("order %v, round %d: web1/root reads as other bytes", order, round)
+		}
 	}
+	w.d.Must("disk", "create", "web1", "--data", "1M,pool=main")
+	w.d.Must("instance", "detach", "web1")
+	w.d.Must("instance", "delete", "web1", "--yes")
+	w.d.AssertHealthy()
 }
 
 func firstDifference(got, want string) string {
@@ -120,52 +129,18 @@ func firstDifference(got, want string) string {
 	return "one is longer:\n" + got + "\nwant\n" + want
 }
 
-// hold opens a disk as a guest's QEMU does, until the returned function is
-// called.
-func hold(t *testing.T, path string) (release func()) {
-	t.Helper()
-	qemuIO := tarntest.NeedTool(t, "qemu-io")
-	cmd := exec.Command(qemuIO, "-f", "raw", path)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(in, "length\n"); err != nil {
-		t.Fatal(err)
-	}
-	var said bytes.Buffer // it answers when the image is open and locked
-	for !strings.Contains(said.String(), "MiB") {
-		if _, err := io.CopyN(&said, out, 1); err != nil {
-			t.Fatalf("qemu-io: %v: %s", err, said.String())
-		}
-	}
-	done := false
-	release = func() {
-		if !done {
-			done = true
-			in.Close()
-			_, _ = io.Copy(io.Discard, out)
-			_ = cmd.Wait()
-		}
-	}
-	t.Cleanup(release)
-	return release
+func TestUnverifiedLeaseEverywhere(t *testing.T) {
+	storage.Run(t, []storage.Technology{storage.Directory}, testUnverifiedLease)
 }
 
-func TestUnverifiedLease(t *testing.T) {
-	w := newWorld(t)
+func testUnverifiedLease(t *testing.T, tech storage.Technology) {
+	w := newWorldOn(t, tech)
 	const ref = "web1/data0"
-	path := tarntest.Get[api.Disk](w.d, "disk", "show", ref).Path
+	volume := storage.Volume(w.d, ref)
 	w.d.LoseDatabase()
 	w.importPools("main", "fast")
-	release := hold(t, path)
+	hold := func() (release func()) { return w.pools["fast"].Hold(t, volume) }
+	release := hold()
 	for _, args := range [][]string{
 		{"disk", "attach", ref, "--as", "qemu"},
 		{"instance", "attach", "web1", "--as", "libvirt"},
@@ -186,7 +161,7 @@ func TestUnverifiedLease(t *testing.T) {
 
 	w.d.LoseDatabase()
 	w.importPools("fast", "main")
-	release = hold(t, path)
+	release = hold()
 	w.d.Must("disk", "detach", ref, "--force", "--yes")
 	if l := w.attached(ref); l != nil {
 		t.Errorf("after detach --force: got %+v, want no lease", l)
@@ -223,10 +198,10 @@ func TestNewerVersionsAreRefused(t *testing.T) {
 	}
 	t.Run("marker", func(t *testing.T) {
 		w := newWorld(t)
-		path := filepath.Join(w.pool("main"), ".tarn-pool")
+		path := filepath.Join(w.pools["main"].Dir, ".tarn-pool")
 		want := newer(t, path)
 		w.d.LoseDatabase()
-		w.d.Want(5, "pool", "import", "--driver", "dir", "--path", w.pool("main"))
+		w.d.Want(5, append([]string{"pool", "import"}, w.pools["main"].Args...)...)
 		same(t, path, want)
 	})
 	t.Run("sidecar", func(t *testing.T) {
@@ -235,7 +210,7 @@ func TestNewerVersionsAreRefused(t *testing.T) {
 		want := newer(t, path)
 		w.d.LoseDatabase()
 		w.importPools("main")
-		w.d.Want(5, "pool", "import", "--driver", "dir", "--path", w.pool("fast"))
+		w.d.Want(5, append([]string{"pool", "import"}, w.pools["fast"].Args...)...)
 		same(t, path, want)
 		if l := tarntest.Get[api.List[api.Pool]](w.d, "pool", "list"); len(l.Items) != 1 {
 			t.Errorf("pools after the refusal: got %+v, want main alone", l.Items)

@@ -44,7 +44,7 @@ func lose(t *testing.T, all []*fsloop.FS, rounds int) {
 	d.Must("pool", "create", "main", "--driver", "dir", "--path", filepath.Join(all[len(all)-1].Dir, "pool"))
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 1))
-	load := tarntest.NewLoad(t, d, seed)
+	load := tarntest.NewLoad(t, d, seed, tarntest.LoadPool{})
 	disks := 0
 	for round := range rounds {
 		load.Run(rng.IntN(calls), func() {

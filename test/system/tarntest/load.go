@@ -33,10 +33,19 @@ type Load struct {
 
 	t       testing.TB
 	d       *Daemon
+	pool    LoadPool
 	sources []source
 	clients []*loader
 	cut     atomic.Bool
 	acks    chan struct{}
+}
+
+// LoadPool says what a load may ask of its pool. The zero value is a directory.
+type LoadPool struct {
+	Raw bool // it holds raw disks alone
+
+	// Write writes into a raw disk as a guest does, and syncs; nil: the disk is a file.
+	Write func(v api.Volume, at int64, data []byte) error
 }
 
 // source is a file to import.
@@ -80,9 +89,12 @@ type pending struct {
 
 // NewLoad returns a load on d's pool "main", which must be there. The same seed
 // has every client ask the same, as far as their answers are the same.
-func NewLoad(t testing.TB, d *Daemon, seed uint64) *Load {
+func NewLoad(t testing.TB, d *Daemon, seed uint64, p LoadPool) *Load {
 	t.Helper()
-	l := &Load{t: t, d: d}
+	if p.Write == nil {
+		p.Write = writeSynced
+	}
+	l := &Load{t: t, d: d, pool: p}
 	dir := t.TempDir()
 	for i := range 3 {
 		s := source{path: filepath.Join(dir, fmt.Sprint("image", i)), content: make([]byte, mib)}
@@ -207,6 +219,13 @@ func (c *loader) name(what string) string {
 	return fmt.Sprintf("%s-%d-%d", what, c.n, c.made)
 }
 
+func (c *loader) format() string {
+	if format := []string{"raw", "qcow2"}[c.rng.IntN(2)]; !c.l.pool.Raw {
+		return format
+	}
+	return "raw"
+}
+
 func (c *loader) importImage() {
 	s := &c.l.sources[c.rng.IntN(len(c.l.sources))]
 	name := c.name("image")
@@ -227,7 +246,7 @@ func (c *loader) createInstance() {
 	images := sortedKeys(c.images)
 	image := images[c.rng.IntN(len(images))]
 	name := c.name("vm")
-	format := []string{"raw", "qcow2"}[c.rng.IntN(2)]
+	format := c.format()
 	disks := map[string]*loadDisk{
 		"root":  {size: 2 * mib, content: c.images[image].content, format: format},
 		"data0": {size: mib, format: "raw"},
@@ -249,7 +268,7 @@ func (c *loader) deleteInstance(name string) {
 
 func (c *loader) createDisk(instance string) {
 	size := int64(1+c.rng.IntN(3)) * mib
-	format := []string{"raw", "qcow2"}[c.rng.IntN(2)]
+	format := c.format()
 	name := ""
 	for i := 0; name == "" || c.instances[instance][name] != nil; i++ {
 		name = fmt.Sprint("data", i)
@@ -259,10 +278,7 @@ func (c *loader) createDisk(instance string) {
 	if !ok {
 		return
 	}
-	var made string
-	if _, after, found := strings.Cut(r.Stdout, `"name": "`); found {
-		made, _, _ = strings.Cut(after, `"`)
-	}
+	made := field(r, "name")
 	if c.instances[instance][made] != nil || !strings.HasPrefix(made, "data") {
 		c.failed = fmt.Sprintf("the new disk of %s is called %q: %v", instance, made, r)
 		return
@@ -318,11 +334,12 @@ func (c *loader) guest(instance, disk string) {
 	if !ok {
 		return
 	}
-	_, after, _ := strings.Cut(r.Stdout, `"path": "`)
-	path, _, _ := strings.Cut(after, `"`)
+	if r, ok = c.do(pending{what: "show"}, "volume", "show", field(r, "volume"), "-o", "json"); !ok {
+		return
+	}
 	data := Pattern(c.rng.Uint64(), 64<<10)
 	at := c.rng.Int64N(d.size-int64(len(data))) &^ 4095
-	err := writeSynced(path, data, at)
+	err := c.l.pool.Write(api.Volume{Name: field(r, "name"), Path: field(r, "path")}, at, data)
 	if c.l.cut.Load() { // a sync that meets the cut may or may not have worked, whatever it says
 		d.unsure = true
 		return
@@ -337,8 +354,16 @@ func (c *loader) guest(instance, disk string) {
 	d.content = content
 }
 
-func writeSynced(path string, data []byte, at int64) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+// field returns the first string of that name in what a run printed, which may
+// have been cut off.
+func field(r Result, name string) string {
+	_, after, _ := strings.Cut(r.Stdout, `"`+name+`": "`)
+	value, _, _ := strings.Cut(after, `"`)
+	return value
+}
+
+func writeSynced(v api.Volume, at int64, data []byte) error {
+	f, err := os.OpenFile(v.Path, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
