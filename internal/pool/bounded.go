@@ -22,6 +22,9 @@ func bound(t driver.Type, b bounds) driver.Type {
 	if !t.Hangs {
 		return t
 	}
+	if t.Silence > 0 {
+		b.silence = t.Silence
+	}
 	k := &keeper{bounds: b, gates: map[string]*gate{}}
 	in := t
 	t.Prepare = func(ctx context.Context, c driver.Config, marker []byte) error {

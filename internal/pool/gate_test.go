@@ -296,3 +296,25 @@ func TestStopGivenUp(t *testing.T) {
 		}
 	})
 }
+
+// TestSilenceOfATechnology asks storage that hangs for its marker: how long it may
+// stay silent is the technology's to say.
+func TestSilenceOfATechnology(t *testing.T) {
+	for _, silence := range []time.Duration{0, 20 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			stopped := make(chan struct{})
+			bound := Bound(driver.Type{Hangs: true, Silence: silence, Marker: func(context.Context, driver.Config) ([]byte, error) {
+				<-stopped
+				return nil, nil
+			}})
+			start := time.Now()
+			_, err := bound.Marker(t.Context(), driver.Config{Path: "/there"})
+			want := defaultBounds.opening + max(silence, defaultBounds.silence)
+			if took := time.Since(start); !Silent(err) || took != want {
+				t.Errorf("given up after %v with %v, want silence after %v", took, err, want)
+			}
+			close(stopped)
+			synctest.Wait()
+		})
+	}
+}

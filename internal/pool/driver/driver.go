@@ -400,8 +400,11 @@ type Type struct {
 	// server's that is gone. Callers bound every call then, and make the next one
 	// only when those that hung are through. Opens is what Open takes of such
 	// storage where that is more than a moment: a daemon that starts waits for that long.
-	Hangs bool
-	Opens time.Duration
+	// Silence is how long storage that is well but busy may leave the smallest question
+	// open; 0: two seconds.
+	Hangs   bool
+	Opens   time.Duration
+	Silence time.Duration
 
 	// Prepare makes the storage at c ready to be a pool and writes marker; it
 	// refuses storage that is another pool's or not what c says, changing

@@ -58,6 +58,7 @@ var Type = driver.Type{
 	Remove:       remove,
 	Hangs:        true,
 	Opens:        10 * time.Second,
+	Silence:      20 * time.Second, // a cluster that recovers; Ceph itself calls a request slow after 30 s
 }
 
 var capabilities = driver.Capabilities{

@@ -55,9 +55,9 @@ func (w *world) importPools(names ...string) {
 	}
 }
 
-// moving are numbers that the file system's other users change, or that are
-// measured anew.
-var moving = regexp.MustCompile(`"(capacity|foreign|available|allocated|allocated_size|foreign_at|free|data_percent|metadata_percent|time_to_full_seconds)": [^,\n]+,?\n *`)
+// moving are numbers that the storage's other users change, or that are measured
+// anew; what is reserved is a part of the capacity.
+var moving = regexp.MustCompile(`"(capacity|reserved|foreign|available|allocated|allocated_size|foreign_at|free|data_percent|metadata_percent|time_to_full_seconds)": [^,\n]+,?\n *`)
 
 // shown is all that tarn shows, without what may differ.
 func (w *world) shown() string {
@@ -68,6 +68,16 @@ func (w *world) shown() string {
 	}
 	all = moving.ReplaceAllString(all, "")
 	return regexp.MustCompile(`"attached": (null|\{[^}]*\})`).ReplaceAllString(all, `"attached": -`)
+}
+
+// reserves asks that each pool still reserves what newWorld said.
+func (w *world) reserves() {
+	w.t.Helper()
+	for _, p := range tarntest.Get[api.List[api.Pool]](w.d, "pool", "list").Items {
+		if p.Reserved != p.Capacity/1000*10 {
+			w.t.Errorf("pool %s reserves %d of %d bytes, want 1%%", p.Name, p.Reserved, p.Capacity)
+		}
+	}
 }
 
 func (w *world) attached(ref string) *api.Lease {
@@ -101,6 +111,7 @@ func everythingComesBack(t *testing.T, tech storage.Technology, rounds int, orde
 		if after := w.shown(); after != before {
 			t.Errorf("order %v, round %d: %s", order, round, firstDifference(after, before))
 		}
+		w.reserves()
 		if l := w.attached("web1/data0"); l == nil || l.State != "unverified" {
 			t.Errorf("order %v, round %d: the lease came back as %+v, want it unverified", order, round, l)
 		}
