@@ -518,19 +518,22 @@ func TestConcurrent(t *testing.T) {
 
 // An operation of many steps lets others in between.
 func TestFairness(t *testing.T) {
-	b := newBench(t, newFiles(t))
-	b.o.Workers = 1
-	b.Runner = journal.NewRunner(b.rows, b.o)
-	in, out := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	b.a.act = func(context.Context, *journal.Call) error { once.Do(func() { close(in); <-out }); return nil }
-	long := b.submit(t, slices.Repeat([]string{"a"}, 50)...)
-	<-in
-	short := b.submit(t, "b")
-	close(out)
-	b.wait(t, short)
-	b.wait(t, long)
-	if i := slices.Index(b.log.all, "b"); i > 20 {
-		t.Errorf("the short operation came after %d calls of the long one", i)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, newFiles(t))
+		b.o.Workers = 1
+		b.Runner = journal.NewRunner(b.rows, b.o)
+		in, out := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		b.a.act = func(context.Context, *journal.Call) error { once.Do(func() { close(in); <-out }); return nil }
+		long := b.submit(t, slices.Repeat([]string{"a"}, 50)...)
+		<-in
+		short := b.submit(t, "b")
+		synctest.Wait() // it waits for the worker
+		close(out)
+		b.wait(t, short)
+		b.wait(t, long)
+		if i := slices.Index(b.log.all, "b"); i > 20 {
+			t.Errorf("the short operation came after %d calls of the long one", i)
+		}
+	})
 }
