@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,28 +34,9 @@ func hanging() driver.Type {
 // TestContractBehindGate runs the contract through the bounds: nothing of it is
 // lost there.
 func TestContractBehindGate(t *testing.T) {
-	drivertest.Run(t, drivertest.Harness{
-		Type: hanging(),
-		Place: func(t *testing.T) driver.Config {
-			return driver.Config{ID: disk.PoolID(drivertest.NewID()), Path: filepath.Join(t.TempDir(), "pool"), Owner: disk.Owner{UID: -1, GID: -1}}
-		},
-		Foreign: func(t *testing.T, c driver.Config, name string) {
-			if err := os.WriteFile(filepath.Join(c.Path, name), []byte("not tarn's"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		},
-		Residue: func(t *testing.T, c driver.Config) (all []string) {
-			err := filepath.WalkDir(filepath.Dir(c.Path), func(path string, e fs.DirEntry, err error) error {
-				all = append(all, strings.TrimPrefix(path, filepath.Dir(c.Path)))
-				return err
-			})
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				t.Fatal(err)
-			}
-			return all
-		},
-		Effects: map[string]int{"Create": 3, "Publish": 7, "Resize": 2, "Delete": 3},
-	})
+	h := drivertest.Directory(hanging(), func(t *testing.T) string { return t.TempDir() })
+	h.Effects = map[string]int{"Create": 3, "Publish": 7, "Resize": 2, "Delete": 3}
+	drivertest.Run(t, h)
 }
 
 // TestHangingFileSystem stops the server of a real file system under an open

@@ -63,7 +63,7 @@ type Harness struct {
 	Foreign func(t *testing.T, c driver.Config, name string)
 
 	// Vanish takes the storage at c away under an open pool, until back is
-	// called; nil where that cannot be had.
+	// called; nil where what an open pool holds of it cannot be taken from it.
 	Vanish func(t *testing.T, c driver.Config) (back func())
 
 	// Residue lists everything that lies in the storage at c, each line with

@@ -103,7 +103,7 @@ func testServed(t *testing.T, h Harness) {
 // testVanished takes the storage away under an open pool.
 func testVanished(t *testing.T, h Harness) {
 	if h.Vanish == nil {
-		t.Skip("the harness cannot take the storage away")
+		t.Skip("does not apply: what is mounted serves for as long as it is open")
 	}
 	p := newPool(t, h)
 	ctx := t.Context()
