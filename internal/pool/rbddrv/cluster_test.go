@@ -416,8 +416,8 @@ func TestSlowToMeasure(t *testing.T) {
 // A cluster that does not answer is given up after a bounded time, by calls and
 // by open devices.
 func TestClusterDown(t *testing.T) {
-	cluster := ceph.Start(t)
-	c := place(t)
+	cluster := ceph.Own(t)
+	c := placeIn(t, cluster)
 	p := started(t, c)
 	a := published(t, p, "a", []byte("a"), false)
 	d, err := p.Open(t.Context(), a, driver.Write)

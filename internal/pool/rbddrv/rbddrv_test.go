@@ -26,8 +26,9 @@ var effects = map[string]int{
 }
 
 // place is an empty namespace of the cluster.
-func place(t *testing.T) driver.Config {
-	c := ceph.Start(t)
+func place(t *testing.T) driver.Config { return placeIn(t, ceph.Start(t)) }
+
+func placeIn(t *testing.T, c *ceph.Cluster) driver.Config {
 	return driver.Config{ID: disk.PoolID(drivertest.NewID()), Source: disk.PoolSource{CephPool: c.Namespace(t), CephConf: c.Conf}}
 }
 

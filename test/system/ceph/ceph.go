@@ -40,27 +40,46 @@ type Cluster struct {
 	spaces atomic.Int64
 }
 
+// asked is "1" where tests shall have a cluster, or the path of the configuration
+// that Up wrote of one that test binaries share.
+func asked() string { return os.Getenv("TARN_TEST_CEPH") }
+
 var shared = sync.OnceValues(func() (*Cluster, error) {
-	c := &Cluster{Conf: os.Getenv("TARN_TEST_CEPH")}
-	if c.Conf == "1" {
-		var err error
-		if c, err = Up(); err != nil {
-			return nil, err
-		}
+	if asked() == "1" {
+		return own()
 	}
+	c := &Cluster{Conf: asked()}
 	return c, c.begin()
 })
 
-// Start returns the cluster of this test binary. It takes its time and half a
-// gigabyte: where TARN_TEST_CEPH does not ask for it, with "1" or with the path
-// of the configuration that Up wrote, the test is skipped, and fails where it
-// cannot be had then.
+func own() (*Cluster, error) {
+	c, err := Up()
+	if err != nil {
+		return nil, err
+	}
+	return c, c.begin()
+}
+
+// Start returns the cluster of this test binary, or of several. It takes its time
+// and half a gigabyte: where TARN_TEST_CEPH does not ask for it the test is
+// skipped, and fails where it cannot be had then.
 func Start(t testing.TB) *Cluster {
 	t.Helper()
-	if os.Getenv("TARN_TEST_CEPH") == "" {
+	return need(t, shared)
+}
+
+// Own is Start of a cluster that nobody shares, for tests that stop it.
+func Own(t testing.TB) *Cluster {
+	t.Helper()
+	return need(t, own)
+}
+
+func need(t testing.TB, start func() (*Cluster, error)) *Cluster {
+	t.Helper()
+	if asked() == "" {
 		t.Skip("ceph: run \"scripts/test ceph\", or set TARN_TEST_CEPH=1")
 	}
-	c, err := shared()
+	c, err := start()
 	if err != nil {
 		t.Fatalf("ceph: %v (scripts/install-deps test installs what it needs)", err)
 	}
@@ -120,7 +139,7 @@ func (c *Cluster) Try(argv ...string) (string, error) {
 }
 
 // Freeze stops the OSD, so that nothing in the cluster answers but the monitor,
-// until thaw is called or the test ends.
+// until thaw is called or the test ends. The cluster is the test's Own.
 func (c *Cluster) Freeze(t testing.TB) (thaw func()) {
 	t.Helper()
 	return c.stop(t, "ceph-osd")

@@ -135,7 +135,7 @@ func TestShippedBinaries(t *testing.T) {
 // TestStoppedCluster stops all daemons of the cluster: that keeps nobody waiting
 // but who works on its pool, and what failed there is undone when they go on.
 func TestStoppedCluster(t *testing.T) {
-	cluster := ceph.Start(t)
+	cluster := ceph.Own(t)
 	d := tarntest.Start(t, filepath.Join(t.TempDir(), "state"))
 	d.Must("pool", "create", "ceph", "--driver", "rbd", "--rbd-pool", cluster.Namespace(t), "--ceph-conf", cluster.Conf)
 	d.Must("pool", "create", "other", "--driver", "dir", "--path", filepath.Join(t.TempDir(), "other"), "--reserve", "0%")
