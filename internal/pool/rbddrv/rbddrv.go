@@ -58,7 +58,7 @@ var Type = driver.Type{
 	Remove:       remove,
 	Hangs:        true,
 	Opens:        10 * time.Second,
-	Silence:      20 * time.Second, // a cluster that recovers; Ceph itself calls a request slow after 30 s
+	Silence:      20 * time.Second, // until a cluster notices that an OSD is dead (osd_heartbeat_grace)
 }
 
 var capabilities = driver.Capabilities{
